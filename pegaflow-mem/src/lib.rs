@@ -1,0 +1,1 @@
+//! Host memory pools, devices, copy engine and checksums for KV-cache blocks.

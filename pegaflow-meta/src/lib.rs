@@ -1,0 +1,1 @@
+//! Vocabulary of a KV-cache cluster: block keys, namespaces, nodes.

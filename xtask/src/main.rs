@@ -1,0 +1,3 @@
+//! Development tasks of the PegaFlow workspace.
+#![forbid(unsafe_code)]
+fn main() {}
