@@ -1,3 +1,67 @@
-//! Development tasks of the PegaFlow workspace.
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+
+//! `cargo xtask`: the development tasks of the workspace.
+//!
+//! One subcommand is one module: it has `Args` (clap) and `run(&Workspace, &Args)`, is named in [`Command`], and
+//! stays under 300 lines (parts go into modules below it). This crate depends on none of the workspace's crates: it
+//! builds in seconds, and what it runs (servers, replays, benchmarks) it starts as programs, in the profile they need.
 #![forbid(unsafe_code)]
-fn main() {}
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line tool speaks to its user"
+)]
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod run;
+mod test;
+mod tidy;
+mod workspace;
+
+use workspace::Workspace;
+
+/// Development tasks of the PegaFlow workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Test(test::Args),
+    Tidy(tidy::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match Workspace::find().and_then(|ws| dispatch(&ws, &cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(ws: &Workspace, command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Test(args) => test::run(ws, args),
+        Command::Tidy(args) => tidy::run(ws, args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,188 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+
+//! `test`: every test of the workspace, then what was skipped and why, then one closing line.
+
+use std::process::Command;
+
+use anyhow::bail;
+
+use crate::run;
+use crate::workspace::Workspace;
+
+/// Run every test of the workspace, documentation examples included.
+///
+/// Prints what was skipped and why, and closes with the line `N passed, N failed`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Test only these packages.
+    #[arg(short, long = "package", value_name = "NAME")]
+    packages: Vec<String>,
+    /// Show each test's name as it runs, not only the failed ones.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+pub(crate) fn run(ws: &Workspace, args: &Args) -> anyhow::Result<()> {
+    let mut cargo = Command::new("cargo");
+    cargo
+        .current_dir(ws.root())
+        .args(["test", "--no-fail-fast"]);
+    if args.packages.is_empty() {
+        cargo.arg("--workspace");
+    }
+    for package in &args.packages {
+        cargo.args(["--package", package]);
+    }
+    let mut tally = Tally::default();
+    let status = run::all_lines(cargo, |line| {
+        let noise = tally.take(line);
+        if args.verbose || !noise {
+            println!("{line}");
+        }
+    })?;
+    tally.close();
+    if !status.success() && tally.failed == 0 {
+        // Cargo gave up before or between the tests: a build failed, or a test program died.
+        tally.failed = 1;
+        println!("FAILED: cargo itself ({status}); its message is above");
+    }
+    for skipped in &tally.skipped {
+        println!("skipped: {skipped}");
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    if tally.failed > 0 {
+        bail!("{} failed", tally.failed);
+    }
+    Ok(())
+}
+
+/// What the test programs said so far.
+#[derive(Debug, Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    /// `test: reason` of each test that did not run.
+    skipped: Vec<String>,
+    /// The test program that runs now; it has not reported its result yet.
+    running: Option<String>,
+}
+
+impl Tally {
+    /// Reads one line; true if it only says that something went well.
+    fn take(&mut self, line: &str) -> bool {
+        if let Some(result) = line.strip_prefix("test result: ") {
+            self.passed += count(result, "passed");
+            self.failed += count(result, "failed");
+            self.running = None;
+            false
+        } else if let Some(test) = line.strip_prefix("test ") {
+            self.take_test(test)
+        } else if let Some(skipped) = line.strip_prefix("skipped: ") {
+            // A test that found at run time that it cannot run here says so on the real stderr.
+            self.skipped.push(skipped.to_owned());
+            true
+        } else if let Some(program) = started(line) {
+            self.close();
+            self.running = Some(program.to_owned());
+            false
+        } else {
+            line.is_empty() || line.starts_with("running ")
+        }
+    }
+
+    fn take_test(&mut self, test: &str) -> bool {
+        if let Some((name, outcome)) = test.split_once(" ... ignored") {
+            let reason = outcome.strip_prefix(", ").unwrap_or("no reason given");
+            self.skipped.push(format!("{name}: {reason}"));
+        }
+        !test.ends_with("FAILED")
+    }
+
+    /// A test program that ended without a result line was killed or aborted: that is a failure.
+    fn close(&mut self) {
+        if let Some(program) = self.running.take() {
+            println!("FAILED: {program} ended without a result");
+            self.failed += 1;
+        }
+    }
+}
+
+/// The test program that Cargo announces with this line.
+fn started(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    line.strip_prefix("Running ")
+        .or_else(|| line.strip_prefix("Doc-tests "))
+}
+
+/// The number before `word` in `ok. 3 passed; 0 failed; ...`.
+fn count(result: &str, word: &str) -> u64 {
+    let mut before = "";
+    for token in result.split([' ', ';']) {
+        if token == word {
+            return before.parse().unwrap_or(0);
+        }
+        if !token.is_empty() {
+            before = token;
+        }
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lines of a run against passed, failed and skipped.
+    fn check(lines: &[&str], passed: u64, failed: u64, skipped: &[&str]) {
+        let mut tally = Tally::default();
+        for line in lines {
+            tally.take(line);
+        }
+        tally.close();
+        assert_eq!((tally.passed, tally.failed), (passed, failed), "{lines:?}");
+        assert_eq!(tally.skipped, skipped);
+    }
+
+    #[test]
+    fn results_of_all_programs_add_up() {
+        check(
+            &[
+                "     Running unittests src/lib.rs (target/debug/deps/a-1)",
+                "test one ... ok",
+                "test two ... ignored, needs a GPU",
+                "test result: ok. 11 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.1s",
+                "   Doc-tests a",
+                "test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out",
+            ],
+            13,
+            3,
+            &["two: needs a GPU"],
+        );
+    }
+
+    #[test]
+    fn a_program_that_dies_is_a_failure() {
+        check(
+            &[
+                "     Running unittests src/lib.rs (target/debug/deps/a-1)",
+                "test one ... ok",
+                "     Running tests/b.rs (target/debug/deps/b-1)",
+                "test result: ok. 1 passed; 0 failed; 0 ignored",
+            ],
+            1,
+            1,
+            &[],
+        );
+    }
+
+    #[test]
+    fn a_test_may_skip_itself_at_run_time() {
+        check(
+            &["skipped: huge_pages: no 1 GiB pages are reserved"],
+            0,
+            0,
+            &["huge_pages: no 1 GiB pages are reserved"],
+        );
+    }
+}
