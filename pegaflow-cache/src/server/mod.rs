@@ -1,0 +1,14 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+//! What `pegaflow-server` is made of: its settings, where they come from, and the shell around a
+//! node (HTTP, logs, life cycle).
+//!
+//! The binary adds only the command line. A program that embeds a node needs none of this.
+
+pub mod layers;
+pub mod print;
+pub mod settings;
+mod validate;
+
+pub use layers::{ConfigError, Layers, Origin, Problem};
+pub use settings::Settings;

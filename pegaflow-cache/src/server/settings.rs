@@ -1,0 +1,136 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+//! The settings of `pegaflow-server`.
+//!
+//! Doc comments here are user documentation: `--help`, `--print-config` and the Configuration
+//! Reference are made from them. The first paragraph is what `-h` shows.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::describe::{choices, settings};
+
+settings! {
+    /// Everything `pegaflow-server` can be told.
+    pub struct Settings {
+        /// Name of this node; keeps the pools and sockets of several nodes of one user apart.
+        ///
+        /// Letters, digits, `-`, `_` and `.`; 64 at most.
+        pub name: String = "default".to_owned(),
+        /// Unix socket that clients connect to (mode 0600: only this user).
+        ///
+        /// When absent: `$XDG_RUNTIME_DIR/pegaflow/<name>.sock`, or
+        /// `/tmp/pegaflow-<uid>/<name>.sock` where that variable is not set. The socket for handing
+        /// over pools lies beside it and ends in `.pool`.
+        pub socket: Option<PathBuf> = None,
+        /// TCP address for gRPC, beside the Unix socket; off when absent.
+        ///
+        /// An address that other machines can reach needs `token_file` or a TLS certificate. Every
+        /// user of this machine can reach a loopback address; a token helps there too.
+        pub tcp: Option<SocketAddr> = None,
+        /// HTTP address for `/health`, `/ready` and `/metrics`. Port 0 takes any free port.
+        pub http: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7411)),
+        /// File with the token that TCP and HTTP callers must present as `authorization: Bearer ...`.
+        ///
+        /// Only its first line counts; 16 characters at least. The Unix socket needs no token: its
+        /// file mode guards it.
+        pub token_file: Option<PathBuf> = None,
+        /// Allow addresses that other machines can reach without a token.
+        ///
+        /// Anyone who reaches the port can then read and change the cache. For closed test networks.
+        pub insecure: bool = false,
+        /// The memory that holds the blocks.
+        pub pool: PoolSettings = PoolSettings::default(),
+        /// What goes to standard error.
+        pub log: LogSettings = LogSettings::default(),
+        /// Threads of the server itself.
+        pub runtime: RuntimeSettings = RuntimeSettings::default(),
+        /// What happens on SIGTERM.
+        pub shutdown: ShutdownSettings = ShutdownSettings::default(),
+    }
+}
+
+settings! {
+    /// The memory that holds the blocks.
+    pub struct PoolSettings {
+        /// Bytes of host memory for KV blocks, over all NUMA nodes.
+        ///
+        /// The server itself needs less than 64 MiB beside it, and at most 128 bytes for each block.
+        pub bytes: u64 = 4 << 30,
+        /// Directory of the pool files. They outlive the server: a restart finds the blocks again.
+        ///
+        /// When absent: `/dev/shm/pegaflow-<uid>/<name>`. Put it on a hugetlbfs mount for huge pages
+        /// that cannot be split, or on tmpfs; any other file system works but is slower.
+        pub dir: Option<PathBuf> = None,
+    }
+}
+
+settings! {
+    /// What goes to standard error.
+    pub struct LogSettings {
+        /// Form of a log line.
+        pub format: LogFormat = LogFormat::Text,
+        /// What is logged: a level (`error`, `warn`, `info`, `debug`, `trace`) or directives such as
+        /// `info,pegaflow_cache=debug`.
+        ///
+        /// `RUST_LOG` is used when neither a flag, `PEGAFLOW_LOG_FILTER` nor the file sets it.
+        pub filter: String = "info".to_owned(),
+    }
+}
+
+choices! {
+    /// Form of a log line.
+    pub enum LogFormat {
+        /// One line for people, coloured on a terminal.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+settings! {
+    /// Threads of the server itself.
+    pub struct RuntimeSettings {
+        /// Threads that serve requests. 0 means one for each core, from 2 to 8.
+        pub threads: u32 = 0,
+    }
+}
+
+settings! {
+    /// What happens on SIGTERM or SIGINT.
+    pub struct ShutdownSettings {
+        /// How long running requests may take to end after the signal. A second signal ends at once.
+        pub drain_ms: u32 = 5_000,
+    }
+}
+
+/// Most threads that `runtime.threads = 0` starts.
+const THREADS_AUTO_MAX: usize = 8;
+
+impl RuntimeSettings {
+    /// The number of worker threads on a machine with `cores` cores.
+    #[must_use]
+    pub fn threads_on(&self, cores: usize) -> usize {
+        match usize::try_from(self.threads) {
+            Ok(0) | Err(_) => cores.clamp(2, THREADS_AUTO_MAX),
+            Ok(threads) => threads,
+        }
+    }
+}
+
+impl Settings {
+    /// Fills in what depends on the user who runs the server: [`Settings::socket`] and the pool's
+    /// directory. `runtime_dir` is `$XDG_RUNTIME_DIR`.
+    #[must_use]
+    pub fn resolved(mut self, uid: u32, runtime_dir: Option<PathBuf>) -> Self {
+        let name = &self.name;
+        self.socket.get_or_insert_with(|| match runtime_dir {
+            Some(dir) => dir.join("pegaflow").join(format!("{name}.sock")),
+            None => PathBuf::from(format!("/tmp/pegaflow-{uid}/{name}.sock")),
+        });
+        self.pool
+            .dir
+            .get_or_insert_with(|| PathBuf::from(format!("/dev/shm/pegaflow-{uid}/{name}")));
+        self
+    }
+}

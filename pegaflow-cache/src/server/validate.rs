@@ -1,0 +1,268 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+//! Settings that are each well formed but cannot work, alone or together.
+//!
+//! Looks at files only to say early what would fail later (a directory where a file belongs).
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use super::layers::Layers;
+use super::settings::Settings;
+use crate::describe::format_bytes;
+
+/// Smallest pool that makes sense: a few blocks of a small model.
+const POOL_BYTES_MIN: u64 = 16 << 20;
+/// Bytes of a Unix socket's path the kernel takes, without the `.pool` of the second socket.
+const SOCKET_PATH_MAX: usize = 107 - ".pool".len();
+/// Longest name of a node.
+const NAME_MAX: usize = 64;
+/// Most worker threads that can be asked for.
+const THREADS_MAX: u32 = 1024;
+/// Shortest token that is not guessed.
+const TOKEN_MIN: usize = 16;
+
+impl Settings {
+    /// Notes in `layers` everything that cannot work. `self` must be [`Settings::resolved`].
+    pub fn validate(&self, layers: &mut Layers) {
+        self.check_name(layers);
+        self.check_socket(layers);
+        self.check_token(layers);
+        self.check_address("http", self.http, layers);
+        if let Some(tcp) = self.tcp {
+            self.check_address("tcp", tcp, layers);
+        }
+        self.check_pool(layers);
+        if self.runtime.threads > THREADS_MAX {
+            layers.reject(
+                "runtime.threads",
+                format!("{} threads", self.runtime.threads),
+                &format!("write 0 to {THREADS_MAX}; 0 chooses by the number of cores"),
+            );
+        }
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
+            layers.reject("log.filter", format!("`{}`: {error}", self.log.filter), "write a level (error, warn, info, debug, trace) or directives such as `info,pegaflow_cache=debug`");
+        }
+    }
+
+    fn check_name(&self, layers: &mut Layers) {
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let name = &self.name;
+        if name.is_empty()
+            || name.len() > NAME_MAX
+            || name.starts_with('.')
+            || !name.chars().all(good)
+        {
+            let fix = format!(
+                "write 1 to {NAME_MAX} letters, digits, `-`, `_` or `.`, not starting with a dot"
+            );
+            layers.reject(
+                "name",
+                format!("`{name}` cannot be part of a file name"),
+                &fix,
+            );
+        }
+    }
+
+    fn check_socket(&self, layers: &mut Layers) {
+        let Some(socket) = &self.socket else { return };
+        let bytes = socket.as_os_str().len();
+        if bytes > SOCKET_PATH_MAX {
+            layers.reject(
+                "socket",
+                format!("the path has {bytes} bytes, a Unix socket's may have {SOCKET_PATH_MAX}"),
+                "choose a shorter path, for example below /run or /tmp",
+            );
+        } else if socket.is_dir() {
+            layers.reject(
+                "socket",
+                format!("{} is a directory", socket.display()),
+                &format!(
+                    "name a file in it: {}",
+                    socket.join("pegaflow.sock").display()
+                ),
+            );
+        }
+    }
+
+    fn check_token(&self, layers: &mut Layers) {
+        let Some(path) = &self.token_file else { return };
+        let fix = "write a random token into a file of mode 0600: (umask 077; head -c 24 /dev/urandom | base64 > FILE)";
+        match read_file(path) {
+            Err(what) => layers.reject("token_file", what, fix),
+            Ok(text) if first_line(&text).len() < TOKEN_MIN => {
+                let what = format!(
+                    "the first line of {} is shorter than {TOKEN_MIN} characters",
+                    path.display()
+                );
+                layers.reject("token_file", what, fix);
+            }
+            Ok(_) => {}
+        }
+    }
+
+    fn check_address(&self, path: &str, address: SocketAddr, layers: &mut Layers) {
+        if address.ip().is_loopback() || self.insecure || self.token_file.is_some() {
+            return;
+        }
+        let what = format!("other machines can reach {address}, and nothing guards it");
+        let fix = format!(
+            "keep it on this machine ({}), or set `token_file`, or accept the risk with `insecure = true` (--insecure)",
+            SocketAddr::from(([127, 0, 0, 1], address.port()))
+        );
+        layers.reject(path, what, &fix);
+    }
+
+    fn check_pool(&self, layers: &mut Layers) {
+        if self.pool.bytes < POOL_BYTES_MIN {
+            let what = format!(
+                "{} holds no useful number of blocks",
+                format_bytes(self.pool.bytes)
+            );
+            layers.reject(
+                "pool.bytes",
+                what,
+                &format!("write at least {}", format_bytes(POOL_BYTES_MIN)),
+            );
+        }
+        let Some(dir) = &self.pool.dir else { return };
+        if dir.exists() && !dir.is_dir() {
+            layers.reject(
+                "pool.dir",
+                format!("{} is not a directory", dir.display()),
+                "name a directory; it is made if it does not exist",
+            );
+        }
+    }
+}
+
+/// The token in a token file's text.
+pub(crate) fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default().trim()
+}
+
+/// Reads a file that a setting names.
+///
+/// # Errors
+/// A sentence that says what stands in the way.
+pub(crate) fn read_file(path: &Path) -> Result<String, String> {
+    let shown = path.display();
+    if path.is_dir() {
+        return Err(format!("{shown} is a directory, a file is wanted"));
+    }
+    std::fs::read_to_string(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => format!("{shown} does not exist"),
+        std::io::ErrorKind::PermissionDenied => format!("{shown} may not be read by this user"),
+        std::io::ErrorKind::InvalidData => format!("{shown} is not text in UTF-8"),
+        _ => format!("{shown} cannot be read: {error}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `toml` is refused for, one line a problem; empty when it is fine.
+    fn problems(toml: &str) -> String {
+        let mut layers = Layers::new::<Settings>();
+        layers.file(Path::new("p.toml"), toml);
+        let settings: Settings = layers.settings().expect("well formed");
+        settings.resolved(7, None).validate(&mut layers);
+        layers
+            .settings::<Settings>()
+            .err()
+            .map(|e| e.to_string())
+            .unwrap_or_default()
+    }
+
+    #[test]
+    fn the_defaults_are_fine() {
+        assert_eq!(problems(""), "");
+    }
+
+    #[test]
+    fn an_open_port_needs_a_guard() {
+        for path in ["http", "tcp"] {
+            let toml = format!("{path} = \"0.0.0.0:80\"");
+            let message = problems(&toml);
+            assert!(
+                message.starts_with(&format!(
+                    "p.toml:1: `{path}`: other machines can reach 0.0.0.0:80"
+                )),
+                "{message}"
+            );
+            assert!(
+                message.contains("127.0.0.1:80") && message.contains("--insecure"),
+                "{message}"
+            );
+            assert_eq!(problems(&format!("{toml}\ninsecure = true")), "");
+        }
+        assert_eq!(problems("tcp = \"[::1]:80\""), "");
+    }
+
+    #[test]
+    fn a_guard_must_be_a_real_token() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = dir.path().join("token");
+        let toml = |path: &Path| format!("tcp = \"0.0.0.0:80\"\ntoken_file = {:?}", path.display());
+        assert!(problems(&toml(&file)).contains("does not exist"));
+        assert!(problems(&toml(dir.path())).contains("is a directory, a file is wanted"));
+        std::fs::write(&file, "short\n").expect("write");
+        assert!(problems(&toml(&file)).contains("shorter than 16"));
+        std::fs::write(&file, "0123456789abcdef\n").expect("write");
+        assert_eq!(problems(&toml(&file)), "");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_a_fix() {
+        let long = "x".repeat(SOCKET_PATH_MAX + 1);
+        for (toml, what, fix) in [
+            (
+                "name = \"a/b\"".to_owned(),
+                "`a/b` cannot be part of a file name",
+                "1 to 64 letters",
+            ),
+            (
+                "name = \"..\"".to_owned(),
+                "cannot be part",
+                "not starting with a dot",
+            ),
+            (
+                format!("socket = \"{long}\""),
+                "the path has 103 bytes",
+                "shorter path",
+            ),
+            (
+                "socket = \"/tmp\"".to_owned(),
+                "/tmp is a directory",
+                "/tmp/pegaflow.sock",
+            ),
+            (
+                "pool.bytes = 5".to_owned(),
+                "5 holds no useful",
+                "at least 16MiB",
+            ),
+            (
+                "pool.dir = \"/proc/self/stat\"".to_owned(),
+                "is not a directory",
+                "name a directory",
+            ),
+            (
+                "runtime.threads = 5000".to_owned(),
+                "5000 threads",
+                "write 0 to 1024",
+            ),
+            (
+                "log.filter = \"a=b=c\"".to_owned(),
+                "`a=b=c`",
+                "directives such as",
+            ),
+        ] {
+            let message = problems(&toml);
+            assert!(
+                message.contains(what) && message.contains(fix),
+                "{toml}: {message}"
+            );
+        }
+    }
+}
