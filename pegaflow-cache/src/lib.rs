@@ -5,4 +5,6 @@
 
 pub mod describe;
 #[cfg(feature = "server")]
+pub mod probe;
+#[cfg(feature = "server")]
 pub mod server;
