@@ -1,1 +1,13 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+
 //! Host memory pools, devices, copy engine and checksums for KV-cache blocks.
+
+pub mod checksum;
+mod error;
+pub mod layout;
+pub mod pool;
+
+pub use error::{Error, ErrorKind, Result};
+pub use layout::{BlockCopy, BlockShape, KvLayout, LayerView, Piece, Run, Slot};
+pub use pool::slab::{Place, SlabAllocator};
