@@ -6,5 +6,7 @@
 pub mod describe;
 #[cfg(feature = "server")]
 pub mod probe;
+#[cfg(feature = "replay")]
+pub mod replay;
 #[cfg(feature = "server")]
 pub mod server;
