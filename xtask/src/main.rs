@@ -17,6 +17,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
+mod ci;
+mod dist;
+mod docs;
+mod markdown;
 mod run;
 mod test;
 mod tidy;
@@ -34,6 +39,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Args),
+    Ci(ci::Args),
+    Dist(dist::Args),
+    Docs(docs::Args),
     Test(test::Args),
     Tidy(tidy::Args),
 }
@@ -51,6 +60,10 @@ fn main() -> ExitCode {
 
 fn dispatch(ws: &Workspace, command: &Command) -> anyhow::Result<()> {
     match command {
+        Command::Bench(args) => bench::run(ws, args),
+        Command::Ci(args) => ci::run(ws, args),
+        Command::Dist(args) => dist::run(ws, args),
+        Command::Docs(args) => docs::run(ws, args),
         Command::Test(args) => test::run(ws, args),
         Command::Tidy(args) => tidy::run(ws, args),
     }

@@ -22,6 +22,16 @@ pub(crate) fn all_lines(
     lines(command, |_| Ok(read), each)
 }
 
+/// Like [`all_lines`], for standard output only: standard error goes to the user as it is.
+pub(crate) fn out_lines(
+    mut command: Command,
+    each: impl FnMut(&str),
+) -> anyhow::Result<ExitStatus> {
+    command.stdout(Stdio::piped());
+    let stdout = |child: &mut std::process::Child| child.stdout.take().context("stdout is piped");
+    lines(command, stdout, each)
+}
+
 fn lines<R: Read>(
     mut command: Command,
     pipe: impl FnOnce(&mut std::process::Child) -> anyhow::Result<R>,
@@ -52,10 +62,7 @@ mod tests {
         want: &[&str],
     ) {
         let mut command = Command::new("sh");
-        command.args([
-            "-c",
-            "echo a; echo b >&2; echo c; printf 'd\\377' >&2; exit 3",
-        ]);
+        command.args(["-c", "echo a; echo b >&2; echo c; printf 'd\\377'; exit 3"]);
         let mut got = vec![];
         let status = of(command, &mut |line| got.push(line.to_owned())).expect("sh is everywhere");
         assert_eq!(status.code(), Some(3));
@@ -65,5 +72,10 @@ mod tests {
     #[test]
     fn both_outputs_keep_their_order() {
         check(|c, each| all_lines(c, each), &["a", "b", "c", "d\u{fffd}"]);
+    }
+
+    #[test]
+    fn standard_output_alone() {
+        check(|c, each| out_lines(c, each), &["a", "c", "d\u{fffd}"]);
     }
 }

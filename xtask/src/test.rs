@@ -13,7 +13,7 @@ use crate::workspace::Workspace;
 /// Run every test of the workspace, documentation examples included.
 ///
 /// Prints what was skipped and why, and closes with the line `N passed, N failed`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Args {
     /// Test only these packages.
     #[arg(short, long = "package", value_name = "NAME")]

@@ -12,6 +12,7 @@ use crate::workspace::Workspace;
 
 mod packages;
 mod sources;
+mod texts;
 
 /// Check the house rules: file lengths, licence headers, dependency arrows, versions, commands in the texts.
 #[derive(Debug, clap::Args)]
@@ -41,16 +42,38 @@ type Rule = fn(&Workspace, &mut Findings) -> anyhow::Result<()>;
 const RULES: &[(&str, Rule)] = &[
     ("top_level", sources::top_level),
     ("file_length", sources::file_length),
+    ("licence_header", sources::licence_header),
     ("machine_paths", sources::machine_paths),
     ("arrows", packages::arrows),
     ("versions", packages::versions),
     ("front_page", packages::front_page),
     ("default_features", packages::default_features),
+    ("links", texts::links),
+    ("book_pages", texts::book_pages),
+    ("commands", texts::commands),
 ];
 
+/// The rules about the texts: what `docs` checks beside building the book.
+const TEXTS: [&str; 3] = ["links", "book_pages", "commands"];
+
 pub(crate) fn run(ws: &Workspace, _: &Args) -> anyhow::Result<()> {
+    apply(ws, RULES)?;
+    println!("tidy: {} rules hold", RULES.len());
+    Ok(())
+}
+
+/// Checks the rules about the texts alone.
+pub(crate) fn texts(ws: &Workspace) -> anyhow::Result<()> {
+    let rules = RULES.iter().filter(|(name, _)| TEXTS.contains(name));
+    apply(ws, rules)
+}
+
+fn apply<'a>(
+    ws: &Workspace,
+    rules: impl IntoIterator<Item = &'a (&'a str, Rule)>,
+) -> anyhow::Result<()> {
     let mut wrong = 0;
-    for (name, rule) in RULES {
+    for (name, rule) in rules {
         let mut findings = Findings::default();
         rule(ws, &mut findings)?;
         for text in &findings.warnings {
@@ -64,7 +87,6 @@ pub(crate) fn run(ws: &Workspace, _: &Args) -> anyhow::Result<()> {
     if wrong > 0 {
         bail!("{wrong} findings");
     }
-    println!("tidy: {} rules hold", RULES.len());
     Ok(())
 }
 
@@ -96,7 +118,8 @@ mod tests {
     }
 
     rules! {
-        top_level file_length machine_paths
+        top_level file_length licence_header machine_paths
         arrows versions front_page default_features
+        links book_pages commands
     }
 }

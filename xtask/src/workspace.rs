@@ -30,6 +30,11 @@ impl Workspace {
         self.metadata.workspace_root.as_std_path()
     }
 
+    /// Where Cargo puts what it builds.
+    pub(crate) fn target(&self) -> &Path {
+        self.metadata.target_directory.as_std_path()
+    }
+
     /// Every member of the workspace, this tool included.
     pub(crate) fn packages(&self) -> impl Iterator<Item = &Package> {
         self.metadata.packages.iter()
@@ -48,18 +53,40 @@ impl Workspace {
         Ok(sh)
     }
 
-    /// Files that are in git or would be added by `git add`, relative to the root, sorted.
+    /// Files that are in git or would be added by `git add`, relative to the root, sorted. In a copy without git:
+    /// every file outside the build folder.
     pub(crate) fn files(&self) -> anyhow::Result<Vec<PathBuf>> {
         let sh = self.shell()?;
-        let listed = cmd!(sh, "git ls-files --cached --others --exclude-standard -z").read()?;
-        let mut files: Vec<PathBuf> = listed
-            .split('\0')
-            .filter(|name| !name.is_empty())
-            .map(PathBuf::from)
-            .filter(|path| self.root().join(path).is_file())
-            .collect();
+        let listed = cmd!(sh, "git ls-files --cached --others --exclude-standard -z")
+            .quiet()
+            .ignore_stderr()
+            .read();
+        let mut files: Vec<PathBuf> = match listed {
+            Ok(names) => names.split('\0').map(PathBuf::from).collect(),
+            Err(_) => self.walk()?,
+        };
+        files.retain(|path| self.root().join(path).is_file());
         files.sort();
         files.dedup();
+        Ok(files)
+    }
+
+    fn walk(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut files = vec![];
+        let mut folders = vec![self.root().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder)? {
+                let path = entry?.path();
+                if path == self.target() || path.ends_with(".git") {
+                    continue;
+                }
+                if path.is_dir() {
+                    folders.push(path);
+                } else if let Ok(inside) = path.strip_prefix(self.root()) {
+                    files.push(inside.to_owned());
+                }
+            }
+        }
         Ok(files)
     }
 

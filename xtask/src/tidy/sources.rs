@@ -39,6 +39,11 @@ const TOP_LEVEL: &[&str] = &[
 const LINES_MAX: usize = 600;
 const LINES_WARN: usize = 400;
 
+const HEADER: [&str; 2] = [
+    "Copyright PegaFlow contributors.",
+    "SPDX-License-Identifier: Apache-2.0",
+];
+
 pub(super) fn top_level(ws: &Workspace, findings: &mut Findings) -> anyhow::Result<()> {
     let files = ws.files()?;
     let entries: BTreeSet<&str> = files
@@ -63,6 +68,29 @@ pub(super) fn file_length(ws: &Workspace, findings: &mut Findings) -> anyhow::Re
             ));
         } else if lines > LINES_WARN {
             findings.warn(format!("{path} has {lines} lines: {LINES_WARN} is the aim"));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn licence_header(ws: &Workspace, findings: &mut Findings) -> anyhow::Result<()> {
+    for path in ws.files()? {
+        let Some(comment) = comment(&path) else {
+            continue;
+        };
+        let text = ws.text(&path).unwrap_or_default();
+        if text.lines().count() <= 1 {
+            continue; // nothing in it yet
+        }
+        let head = text.lines().skip_while(|line| line.starts_with("#!/"));
+        let want = HEADER.iter().map(|line| format!("{comment} {line}"));
+        if !head.take(HEADER.len()).eq(want) {
+            findings.error(format!(
+                "{}: begin with `{comment} {}` and `{comment} {}`",
+                path.display(),
+                HEADER[0],
+                HEADER[1]
+            ));
         }
     }
     Ok(())
