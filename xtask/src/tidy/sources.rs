@@ -79,9 +79,6 @@ pub(super) fn licence_header(ws: &Workspace, findings: &mut Findings) -> anyhow:
             continue;
         };
         let text = ws.text(&path).unwrap_or_default();
-        if text.lines().count() <= 1 {
-            continue; // nothing in it yet
-        }
         let head = text.lines().skip_while(|line| line.starts_with("#!/"));
         let want = HEADER.iter().map(|line| format!("{comment} {line}"));
         if !head.take(HEADER.len()).eq(want) {
