@@ -3,10 +3,13 @@
 //! The PegaFlow node: index, leases, eviction, shared-memory pools, gRPC server and client.
 #![forbid(unsafe_code)]
 
+pub mod control;
 pub mod describe;
+pub mod node;
 #[cfg(feature = "server")]
 pub mod probe;
 #[cfg(feature = "replay")]
 pub mod replay;
+pub mod rpc;
 #[cfg(feature = "server")]
 pub mod server;
