@@ -178,6 +178,36 @@ impl Error {
             Error::Device { .. } => ErrorKind::Internal,
         }
     }
+
+    /// Wraps the last error of the C library.
+    pub(crate) fn last_os(op: &'static str) -> Self {
+        Self::os(op, io::Error::last_os_error())
+    }
+
+    pub(crate) fn os(op: &'static str, source: io::Error) -> Self {
+        Error::Os {
+            op,
+            path: None,
+            help: String::new(),
+            source,
+        }
+    }
+
+    /// Names the file a system call was about.
+    pub(crate) fn at(mut self, file: &std::path::Path) -> Self {
+        if let Error::Os { path, .. } = &mut self {
+            *path = Some(file.to_owned());
+        }
+        self
+    }
+
+    /// Says what to do about it.
+    pub(crate) fn help(mut self, text: impl Into<String>) -> Self {
+        if let Error::Os { help, .. } = &mut self {
+            *help = text.into();
+        }
+        self
+    }
 }
 
 fn os_kind(source: &io::Error) -> ErrorKind {

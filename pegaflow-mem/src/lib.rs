@@ -4,10 +4,14 @@
 //! Host memory pools, devices, copy engine and checksums for KV-cache blocks.
 
 pub mod checksum;
+mod copy;
 mod error;
 pub mod layout;
 pub mod pool;
 
 pub use error::{Error, ErrorKind, Result};
 pub use layout::{BlockCopy, BlockShape, KvLayout, LayerView, Piece, Run, Slot};
+pub use pool::shm::{
+    Access, Backing, HugePages, PageKind, PoolBuf, PoolSpec, SharedMemory, SharedWord,
+};
 pub use pool::slab::{Place, SlabAllocator};

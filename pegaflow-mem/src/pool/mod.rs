@@ -3,4 +3,5 @@
 
 //! Pools: shared memory, and the allocator that says which bytes of it are whose.
 
+pub mod shm;
 pub mod slab;
