@@ -4,7 +4,7 @@
 //! Host memory pools, devices, copy engine and checksums for KV-cache blocks.
 
 pub mod checksum;
-mod copy;
+pub mod copy;
 mod error;
 pub mod layout;
 pub mod pool;
