@@ -12,6 +12,7 @@ use crate::tidy;
 use crate::workspace::Workspace;
 
 mod generated;
+mod server;
 
 /// Build the book into `target/book` and check its links, its commands and its generated parts.
 #[derive(Debug, Default, clap::Args)]

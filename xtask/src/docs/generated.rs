@@ -5,7 +5,8 @@
 //! `<!-- end of generated -->`.
 //!
 //! WHAT is one of: `bench FILE` (the table of a benchmark's lines, FILE relative to `docs/data`), `help COMMAND` (what
-//! `cargo xtask COMMAND --help` prints).
+//! `cargo xtask COMMAND --help` prints), `server help`, `server settings`, `server metrics` (what `pegaflow-server` says of
+//! itself).
 
 use std::path::Path;
 
@@ -14,6 +15,7 @@ use clap::CommandFactory as _;
 
 use crate::Cli;
 use crate::bench;
+use crate::docs::server;
 use crate::workspace::Workspace;
 
 const BEGIN: &str = "<!-- generated: ";
@@ -69,6 +71,9 @@ fn make(ws: &Workspace, what: &str) -> anyhow::Result<String> {
             Ok(table(&path)?)
         }
         Some(("help", command)) => help(command),
+        Some(("server", "help")) => server::help(ws),
+        Some(("server", "settings")) => server::settings(ws),
+        Some(("server", "metrics")) => server::metrics(ws),
         _ => bail!("unknown kind of generated text: `{what}`"),
     }
 }
