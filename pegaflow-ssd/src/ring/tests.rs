@@ -1,0 +1,167 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+
+use super::*;
+use crate::sys::{Arena, Buf, MemoryFile, OpenOptions, SystemFile};
+
+fn file(bytes: u64) -> Arc<dyn BlockFile> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("f");
+    let options = OpenOptions {
+        create_bytes: Some(bytes),
+        ..OpenOptions::new(path)
+    };
+    Arc::new(SystemFile::open(&options).unwrap())
+}
+
+/// A ring, or nothing where the kernel forbids io_uring.
+fn ring(file: Arc<dyn BlockFile>) -> Option<Ring> {
+    Ring::new(
+        file,
+        &RingSettings {
+            entries: 8,
+            ..Default::default()
+        },
+    )
+    .inspect_err(|e| eprintln!("no io_uring here: {e}"))
+    .ok()
+}
+
+fn run(ring: &mut Ring, kind: IoKind, at: u64, pieces: Vec<Piece>) -> RingDone {
+    ring.push(RingJob {
+        token: 7,
+        kind,
+        at,
+        pieces,
+    })
+    .expect("the ring is empty");
+    let mut done = Vec::new();
+    while done.is_empty() {
+        ring.enter(1, Some(1000)).unwrap();
+        ring.reap(&mut done);
+    }
+    assert_eq!((done.len(), ring.inflight()), (1, 0));
+    done.remove(0)
+}
+
+#[test]
+fn bytes_come_back_from_registered_scattered_and_plain_memory() {
+    let arena = Arena::new(8192, 4).unwrap();
+    let Some(mut ring) = ring(file(16 << 20)) else {
+        return;
+    };
+    ring.register(&arena.region());
+    let mut buf = arena.take(8192).unwrap();
+    buf.fill(3);
+    let wrote = run(&mut ring, IoKind::Write, 4096, vec![Piece::whole(buf)]);
+    wrote.result.unwrap();
+    // More pieces than one call takes: goes in parts.
+    let pieces = (0..1500u32)
+        .map(|i| Piece::whole(Buf::copy_of(&[i as u8; 4096])))
+        .collect();
+    run(&mut ring, IoKind::Write, 12288, pieces).result.unwrap();
+    run(&mut ring, IoKind::Flush, 0, vec![]).result.unwrap();
+    let read = run(
+        &mut ring,
+        IoKind::Read,
+        8192,
+        vec![Piece::whole(Buf::new(1501 * 4096))],
+    );
+    read.result.unwrap();
+    let bytes = &read.pieces[0].buf;
+    assert!(bytes[..4096].iter().all(|b| *b == 3));
+    for i in 0..1500 {
+        assert_eq!(bytes[4096 * (i + 1) + 17], i as u8, "piece {i}");
+    }
+}
+
+#[test]
+fn the_end_of_the_file_is_an_error_with_the_buffer() {
+    let Some(mut ring) = ring(file(1 << 20)) else {
+        return;
+    };
+    let pieces = vec![Piece::whole(Buf::new(8192))];
+    let done = run(&mut ring, IoKind::Read, (1 << 20) - 4096, pieces);
+    assert!(
+        matches!(done.result, Err(Error::EndOfDevice { .. })),
+        "{:?}",
+        done.result
+    );
+    assert_eq!(done.pieces.len(), 1);
+}
+
+#[test]
+fn a_full_ring_gives_the_job_back() {
+    let Some(mut ring) = ring(file(1 << 20)) else {
+        return;
+    };
+    let job = |token| RingJob {
+        token,
+        kind: IoKind::Read,
+        at: 0,
+        pieces: vec![Piece::whole(Buf::new(4096))],
+    };
+    for i in 0..8 {
+        ring.push(job(i)).unwrap();
+    }
+    assert_eq!(ring.push(job(8)).unwrap_err().token, 8);
+}
+
+/// A pipe nobody writes to: a read of it never completes by itself.
+struct Silent(std::os::fd::OwnedFd);
+
+impl BlockFile for Silent {
+    fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn bytes(&self) -> u64 {
+        0
+    }
+    fn descriptor(&self) -> Option<RawFd> {
+        Some(self.0.as_raw_fd())
+    }
+}
+
+#[test]
+fn a_silent_transfer_is_cancelled_and_gives_its_buffer_back() {
+    let mut fds = [0; 2];
+    // SAFETY: writes two descriptors to a live array of two.
+    assert_eq!(unsafe { libc::pipe(fds.as_mut_ptr()) }, 0);
+    // SAFETY: both are open and owned by nobody else.
+    let (reader, _writer) = unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) };
+    let Some(mut ring) = ring(Arc::new(Silent(reader))) else {
+        return;
+    };
+    let pieces = vec![Piece::whole(Buf::new(4096))];
+    ring.push(RingJob {
+        token: 9,
+        kind: IoKind::Read,
+        at: 0,
+        pieces,
+    })
+    .unwrap();
+    ring.enter(1, Some(1)).unwrap();
+    ring.cancel(9);
+    let mut done = Vec::new();
+    while done.is_empty() {
+        ring.enter(1, Some(1000)).unwrap();
+        ring.reap(&mut done);
+    }
+    assert_eq!(done[0].result, Err(Error::Cancelled));
+    assert_eq!(done[0].pieces[0].buf.capacity(), 4096);
+}
+
+#[test]
+fn memory_files_have_no_ring() {
+    let made = Ring::new(Arc::new(MemoryFile::new(4096)), &RingSettings::default());
+    assert_eq!(
+        made.err().map(|e| e.kind()),
+        Some(io::ErrorKind::Unsupported)
+    );
+}
