@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod describe;
+pub mod metrics;
 pub mod node;
 #[cfg(feature = "server")]
 pub mod probe;

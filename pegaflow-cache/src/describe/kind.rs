@@ -70,6 +70,16 @@ impl Kind {
         }
     }
 
+    /// The words of a choice with their documentation; none for other kinds.
+    #[must_use]
+    pub fn choices(&self) -> &'static [(&'static str, &'static str)] {
+        if let Kind::Choice(words) = self {
+            words
+        } else {
+            &[]
+        }
+    }
+
     /// Placeholder in `--help`: `<SIZE>`, `<text|json>`.
     #[must_use]
     pub fn placeholder(&self) -> String {

@@ -93,6 +93,7 @@ pub struct Layers {
     schema: Vec<Setting>,
     values: BTreeMap<String, (toml::Value, Origin)>,
     problems: Vec<Problem>,
+    warnings: Vec<Problem>,
 }
 
 impl Layers {
@@ -103,6 +104,7 @@ impl Layers {
             schema: describe::<T>(),
             values: BTreeMap::new(),
             problems: vec![],
+            warnings: vec![],
         }
     }
 
@@ -151,8 +153,9 @@ impl Layers {
     }
 
     /// Adds the variables of the environment that start with `PEGAFLOW_`; `RUST_LOG` stands for
-    /// `log.filter` where nothing else sets it. Variables of other parts of PegaFlow, listed in
-    /// `others`, are left alone.
+    /// `log.filter` where nothing else sets it. Those in `others` belong to other parts of PegaFlow.
+    ///
+    /// An unknown name is only a warning: Kubernetes makes up such names for a service `pegaflow`.
     pub fn env(&mut self, vars: impl IntoIterator<Item = (String, String)>, others: &[&str]) {
         let by_name: BTreeMap<_, _> = self.schema.iter().map(|s| (s.env(), s.clone())).collect();
         for (name, text) in vars {
@@ -164,13 +167,25 @@ impl Layers {
                     self.text(&setting, &text, origin);
                 }
             } else if name.starts_with("PEGAFLOW_") && !others.contains(&name.as_str()) {
-                let fix = match nearest(&name, by_name.keys()) {
-                    Some(near) => format!("did you mean `{near}`? Otherwise unset it"),
-                    None => "unset it".to_owned(),
-                };
-                self.problem(origin, "", "no setting has this name", &fix);
+                let near = nearest(&name, by_name.keys());
+                let fix = near
+                    .map(|near| format!("did you mean `{near}`?"))
+                    .unwrap_or_default();
+                let what = "no setting has this name; ignored".to_owned();
+                self.warnings.push(Problem {
+                    origin,
+                    path: String::new(),
+                    what,
+                    fix,
+                });
             }
         }
+    }
+
+    /// What is odd but does not stop the server.
+    #[must_use]
+    pub fn warnings(&self) -> &[Problem] {
+        &self.warnings
     }
 
     /// Adds the value of a flag.

@@ -5,9 +5,14 @@
 //!
 //! The binary adds only the command line. A program that embeds a node needs none of this.
 
+pub mod http;
 pub mod layers;
+pub mod load;
+pub mod notify;
 pub mod print;
 pub mod settings;
+pub mod socket;
+pub mod telemetry;
 mod validate;
 
 pub use layers::{ConfigError, Layers, Origin, Problem};

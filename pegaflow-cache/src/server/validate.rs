@@ -45,6 +45,15 @@ impl Settings {
         }
     }
 
+    /// The token that callers over TCP and HTTP must present, if one is set.
+    ///
+    /// # Errors
+    /// A sentence that says why the file cannot be read.
+    pub fn token(&self) -> Result<Option<String>, String> {
+        let text = self.token_file.as_deref().map(read_file).transpose()?;
+        Ok(text.map(|text| first_line(&text).to_owned()))
+    }
+
     fn check_name(&self, layers: &mut Layers) {
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let name = &self.name;
@@ -137,7 +146,7 @@ impl Settings {
 }
 
 /// The token in a token file's text.
-pub(crate) fn first_line(text: &str) -> &str {
+fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default().trim()
 }
 

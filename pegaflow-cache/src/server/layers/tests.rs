@@ -114,7 +114,7 @@ fn a_bad_value_names_its_line_and_what_to_write() {
 fn every_problem_is_reported_at_once() {
     let error = layers(
         "socket = 3\nx = 1",
-        &[("PEGAFLOW_POLL_BYTES", "1")],
+        &[("PEGAFLOW_POOL_BYTES", "1G")],
         &[("tcp", "7")],
     )
     .settings::<Settings>()
@@ -123,7 +123,7 @@ fn every_problem_is_reported_at_once() {
     assert!(
         error
             .to_string()
-            .contains("did you mean `PEGAFLOW_POOL_BYTES`?"),
+            .contains("environment variable PEGAFLOW_POOL_BYTES: "),
         "{error}"
     );
     assert!(
@@ -132,6 +132,20 @@ fn every_problem_is_reported_at_once() {
             .contains("--tcp: `tcp`: `7` is only a port"),
         "{error}"
     );
+}
+
+#[test]
+fn an_unknown_variable_is_a_warning() {
+    let env = [
+        ("PEGAFLOW_POLL_BYTES", "1"),
+        ("PEGAFLOW_CONFIG", "x"),
+        ("PATH", "/bin"),
+    ];
+    let layers = layers("", &env, &[]);
+    layers.settings::<Settings>().expect("good all the same");
+    let warnings: Vec<_> = layers.warnings().iter().map(ToString::to_string).collect();
+    let expect = "environment variable PEGAFLOW_POLL_BYTES: no setting has this name; ignored\n  fix: did you mean `PEGAFLOW_POOL_BYTES`?";
+    assert_eq!(warnings, [expect]);
 }
 
 #[test]
