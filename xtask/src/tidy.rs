@@ -43,10 +43,12 @@ const RULES: &[(&str, Rule)] = &[
     ("top_level", sources::top_level),
     ("file_length", sources::file_length),
     ("licence_header", sources::licence_header),
+    ("unsafe_fences", sources::unsafe_fences),
     ("machine_paths", sources::machine_paths),
     ("arrows", packages::arrows),
     ("versions", packages::versions),
     ("front_page", packages::front_page),
+    ("lints", packages::lints),
     ("default_features", packages::default_features),
     ("links", texts::links),
     ("book_pages", texts::book_pages),
@@ -118,8 +120,8 @@ mod tests {
     }
 
     rules! {
-        top_level file_length licence_header machine_paths
-        arrows versions front_page default_features
+        top_level file_length licence_header unsafe_fences machine_paths
+        arrows versions front_page lints default_features
         links book_pages commands
     }
 }

@@ -134,6 +134,27 @@ fn missing(package: &Package) -> Vec<&'static str> {
         .collect()
 }
 
+/// Crates that may hold no unsafe code at all, and say so to the compiler.
+const SAFE: &[&str] = &["pegaflow-cache", "pegaflow-meta", "pegaflow-pd", "xtask"];
+
+/// Every crate takes the workspace's lints, and the crates without unsafe code forbid it.
+pub(super) fn lints(ws: &Workspace, findings: &mut Findings) -> anyhow::Result<()> {
+    for package in ws.packages() {
+        let manifest = std::fs::read_to_string(&package.manifest_path)?;
+        if !manifest.contains("[lints]\nworkspace = true") {
+            findings.error(format!("{}: no `[lints] workspace = true`", package.name));
+        }
+        let safe = SAFE.contains(&package.name.as_str());
+        let programs = package.targets.iter();
+        for target in programs.filter(|t| safe && (t.is_lib() || t.is_bin())) {
+            if !std::fs::read_to_string(&target.src_path)?.contains("#![forbid(unsafe_code)]") {
+                findings.error(format!("{}: no `#![forbid(unsafe_code)]`", target.src_path));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Features add, and the default adds nothing that needs more of the machine than a Rust and a C compiler.
 pub(super) fn default_features(ws: &Workspace, findings: &mut Findings) -> anyhow::Result<()> {
     const HARDWARE: &[&str] = &["cuda", "verbs", "etcd", "python"];

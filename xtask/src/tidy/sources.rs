@@ -105,6 +105,44 @@ fn comment(path: &Path) -> Option<&'static str> {
     }
 }
 
+/// Names of modules that may hold unsafe code; tests of such code may too.
+const FENCED: &[&str] = &["sys", "ffi", "ring", "driver", "shm", "tests"];
+
+pub(super) fn unsafe_fences(ws: &Workspace, findings: &mut Findings) -> anyhow::Result<()> {
+    let code = ["unsafe {", "unsafe fn ", "unsafe impl ", "unsafe extern "];
+    for path in ws.files()? {
+        let parts: Vec<_> = path
+            .with_extension("")
+            .iter()
+            .map(|p| p.to_owned())
+            .collect();
+        let fenced = parts.iter().any(|p| FENCED.iter().any(|name| p == name));
+        if fenced || comment(&path) != Some("//") {
+            continue;
+        }
+        let text = ws.text(&path).unwrap_or_default();
+        for (line, number) in text.lines().map(str::trim_start).zip(1..) {
+            if !line.starts_with("//") && code.iter().any(|word| begins_word(line, word)) {
+                findings.error(format!(
+                    "{}:{number}: unsafe code belongs into a module named {}",
+                    path.display(),
+                    FENCED.join(", ")
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether `word` stands in `line` as code: not inside a text or as the end of another word.
+fn begins_word(line: &str, word: &str) -> bool {
+    line.match_indices(word).any(|(at, _)| {
+        let before = &line[..at];
+        before.matches('"').count().is_multiple_of(2)
+            && !before.ends_with(|c: char| c.is_alphanumeric())
+    })
+}
+
 /// Words that only mean something on one machine. Split, so that this file does not contain them itself.
 const MACHINE: &[&str] = &[
     concat!("/wo", "rk/"),
