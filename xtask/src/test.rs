@@ -34,6 +34,8 @@ pub(crate) fn run(ws: &Workspace, args: &Args) -> anyhow::Result<()> {
     for package in &args.packages {
         cargo.args(["--package", package]);
     }
+    // What passed tests printed comes too: a test that could not run here has said so there.
+    cargo.args(["--", "--show-output"]);
     let mut tally = Tally::default();
     let status = run::all_lines(cargo, |line| {
         let noise = tally.take(line);
@@ -66,6 +68,8 @@ struct Tally {
     skipped: Vec<String>,
     /// The test program that runs now; it has not reported its result yet.
     running: Option<String>,
+    /// While the output of passed tests is listed: the test whose output it is.
+    passed_output: Option<String>,
 }
 
 impl Tally {
@@ -75,13 +79,23 @@ impl Tally {
             self.passed += count(result, "passed");
             self.failed += count(result, "failed");
             self.running = None;
+            self.passed_output = None;
             false
+        } else if line == "successes:" {
+            self.passed_output = Some(String::new());
+            true
+        } else if line == "failures:" {
+            self.passed_output = None;
+            false
+        } else if let Some(test) = &mut self.passed_output {
+            if let Some(name) = between(line, "---- ", " stdout ----") {
+                *test = name.to_owned();
+            } else if let Some(reason) = skipped(line) {
+                self.skipped.push(format!("{test}: {reason}"));
+            }
+            true
         } else if let Some(test) = line.strip_prefix("test ") {
             self.take_test(test)
-        } else if let Some(skipped) = line.strip_prefix("skipped: ") {
-            // A test that found at run time that it cannot run here says so on the real stderr.
-            self.skipped.push(skipped.to_owned());
-            true
         } else if let Some(program) = started(line) {
             self.close();
             self.running = Some(program.to_owned());
@@ -113,6 +127,17 @@ fn started(line: &str) -> Option<&str> {
     let line = line.trim_start();
     line.strip_prefix("Running ")
         .or_else(|| line.strip_prefix("Doc-tests "))
+}
+
+/// Why a test did not run, if this line of its output says so: `skipped: reason`, `skipped on this machine: reason`.
+fn skipped(line: &str) -> Option<&str> {
+    let word = line.get(..7)?;
+    let (_, reason) = line.split_once(": ")?;
+    word.eq_ignore_ascii_case("skipped").then_some(reason)
+}
+
+fn between<'a>(line: &'a str, before: &str, after: &str) -> Option<&'a str> {
+    line.strip_prefix(before)?.strip_suffix(after)
 }
 
 /// The number before `word` in `ok. 3 passed; 0 failed; ...`.
@@ -179,10 +204,20 @@ mod tests {
     #[test]
     fn a_test_may_skip_itself_at_run_time() {
         check(
-            &["skipped: huge_pages: no 1 GiB pages are reserved"],
-            0,
-            0,
-            &["huge_pages: no 1 GiB pages are reserved"],
+            &[
+                "test huge ... ok",
+                "test bad ... FAILED",
+                "successes:",
+                "---- huge stdout ----",
+                "skipped on this machine: no 1 GiB pages",
+                "failures:",
+                "---- bad stdout ----",
+                "skipped: not here",
+                "test result: FAILED. 1 passed; 1 failed; 0 ignored",
+            ],
+            1,
+            1,
+            &["huge: no 1 GiB pages"],
         );
     }
 }
