@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod core;
 pub mod describe;
 pub mod metrics;
 pub mod node;

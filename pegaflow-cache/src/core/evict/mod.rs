@@ -1,0 +1,46 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+//! Which block leaves first, behind one trait.
+//!
+//! A policy orders the *sealed* blocks of one tenant. It never removes anything itself: the core asks
+//! for the next victim, and decides.
+//!
+//! Contract: between `insert` and `remove` the two `policy` words of a block belong to the policy.
+//! `victim` returns only blocks that are evictable at that moment, and finds one if there is one.
+//! Blocks that are pinned or have children may be passed over; `ripe` says that such a block has
+//! become evictable.
+
+mod log;
+mod lru;
+
+use super::block::{BlockIdx, Blocks};
+use super::settings::EvictionPolicy;
+use std::fmt::Debug;
+
+/// An eviction policy.
+pub(crate) trait Eviction: Debug + Send {
+    /// A block became visible. Counts as its first touch.
+    fn insert(&mut self, blocks: &mut Blocks, block: BlockIdx);
+
+    /// One request used these blocks of a prefix, given from the root to the leaf.
+    fn touch(&mut self, blocks: &mut Blocks, chain: &[BlockIdx]);
+
+    /// A block is about to leave, whatever the reason. It may be the current victim or any other.
+    fn remove(&mut self, blocks: &mut Blocks, block: BlockIdx);
+
+    /// A block lost its last child or its last pin.
+    fn ripe(&mut self, blocks: &mut Blocks, block: BlockIdx);
+
+    /// The block that should leave next. Asking again without a change gives the same block.
+    fn victim(&mut self, blocks: &mut Blocks) -> Option<BlockIdx>;
+
+    /// Bytes of the policy's own tables.
+    fn bytes(&self) -> usize;
+}
+
+/// Makes a policy by its name in the settings.
+pub(crate) fn make(policy: EvictionPolicy) -> Box<dyn Eviction> {
+    match policy {
+        EvictionPolicy::Lru => Box::new(lru::Lru::default()),
+    }
+}

@@ -1,0 +1,6 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+//! Scripts against the core: what each call answers, and what it makes the shell do.
+
+mod basics;
+mod rig;

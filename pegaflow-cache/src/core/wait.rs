@@ -1,0 +1,192 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+//! Lookups that wait for blocks which are being written: who waits for which, and what happens when
+//! one is ready or will never be.
+//!
+//! Invariant: every wait is noted at exactly one block, the first of its prefix that is not ready,
+//! and ends with a last word on its ticket unless its lease ends first.
+
+use super::block::{BlockIdx, ClassIdx, State};
+use super::error::{Error, within};
+use super::write::WriteIdx;
+use super::{Action, Core, LeaseId, LookupMode, LookupRequest, TicketId};
+use pegaflow_meta::BlockKey;
+
+/// One lookup that waits.
+#[derive(Debug)]
+struct Wait {
+    ticket: TicketId,
+    lease: LeaseId,
+    class: ClassIdx,
+    /// The keys that were pending; those before `next` are pinned.
+    keys: Vec<BlockKey>,
+    next: usize,
+    /// Where it is noted.
+    on: BlockIdx,
+}
+
+/// All lookups that wait.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    table: Vec<Option<Wait>>,
+    free: Vec<u32>,
+}
+
+impl Waits {
+    pub(super) fn len(&self) -> usize {
+        self.table.len() - self.free.len()
+    }
+
+    fn insert(&mut self, wait: Wait) -> u32 {
+        if let Some(id) = self.free.pop() {
+            self.table[id as usize] = Some(wait);
+            return id;
+        }
+        self.table.push(Some(wait));
+        (self.table.len() - 1) as u32
+    }
+
+    fn take(&mut self, id: u32) -> Option<Wait> {
+        self.table.get_mut(id as usize)?.take()
+    }
+}
+
+/// What a wait finds at its next key.
+enum Next {
+    Ready(BlockIdx),
+    Pending(BlockIdx),
+    Nothing,
+}
+
+impl Core {
+    pub(super) fn check_ticket(&self, request: &LookupRequest<'_>) -> Result<(), Error> {
+        if request.ticket.is_none() {
+            return Ok(());
+        }
+        if request.lease_ttl_ms.is_none() || request.mode != LookupMode::Prefix {
+            let reason = "needs a lease and the mode `prefix`";
+            return Err(Error::Bad {
+                what: "ticket",
+                reason,
+            });
+        }
+        within(
+            "waiters_max",
+            self.waits.len() + 1,
+            self.settings.waiters_max,
+        )
+    }
+
+    /// Follows `keys`, the first of which is being written, for a lease.
+    pub(super) fn follow(
+        &mut self,
+        class: ClassIdx,
+        lease: LeaseId,
+        ticket: TicketId,
+        keys: &[BlockKey],
+    ) {
+        let Some(on) = self.find_in(class, &keys[0]) else {
+            return;
+        };
+        let keys = keys.to_vec();
+        let id = self.waits.insert(Wait {
+            ticket,
+            lease,
+            class,
+            keys,
+            next: 0,
+            on,
+        });
+        self.write_of(on).waiters.push(id);
+        if let Some(lease) = self.leases.get_mut(lease) {
+            lease.wait = Some(id);
+        }
+    }
+
+    /// Ends the wait of a lease that ends.
+    pub(super) fn unfollow(&mut self, lease: LeaseId) {
+        let Some(id) = self
+            .leases
+            .get_mut(lease)
+            .and_then(|lease| lease.wait.take())
+        else {
+            return;
+        };
+        if let Some(wait) = self.waits.take(id) {
+            self.waits.free.push(id);
+            self.write_of(wait.on).waiters.retain(|other| *other != id);
+        }
+    }
+
+    fn write_of(&mut self, idx: BlockIdx) -> &mut super::write::Write {
+        let at = WriteIdx(self.blocks.get(idx).policy[0]);
+        self.writes.get_mut(at)
+    }
+
+    /// Wakes the waits that were noted at a block which is sealed, or out of the index.
+    pub(super) fn wake(&mut self, waiters: &mut Vec<u32>, actions: &mut Vec<Action>) {
+        for id in waiters.drain(..) {
+            let Some(mut wait) = self.waits.take(id) else {
+                continue;
+            };
+            let mut pinned = std::mem::take(&mut self.scratch.blocks);
+            let next = self.advance(&mut wait, &mut pinned);
+            let ready = self.blocks_ready(&wait, &pinned);
+            pinned.clear();
+            self.scratch.blocks = pinned;
+            let done = !matches!(next, Next::Pending(_));
+            actions.push(Action::Ticket {
+                ticket: wait.ticket,
+                ready,
+                done,
+            });
+            match next {
+                Next::Pending(on) => {
+                    wait.on = on;
+                    self.waits.table[id as usize] = Some(wait);
+                    self.write_of(on).waiters.push(id);
+                }
+                Next::Ready(_) | Next::Nothing => {
+                    self.waits.free.push(id);
+                    if let Some(lease) = self.leases.get_mut(wait.lease) {
+                        lease.wait = None;
+                    }
+                }
+            }
+        }
+    }
+
+    fn advance(&self, wait: &mut Wait, pinned: &mut Vec<BlockIdx>) -> Next {
+        let mut last = Next::Nothing;
+        while let Some(key) = wait.keys.get(wait.next) {
+            let found = self.find_in(wait.class, key);
+            last = match found.map(|idx| (idx, self.blocks.get(idx).state)) {
+                Some((idx, State::Sealed)) => Next::Ready(idx),
+                Some((idx, _)) => return Next::Pending(idx),
+                None => return Next::Nothing,
+            };
+            if let Next::Ready(idx) = last {
+                pinned.push(idx);
+            }
+            wait.next += 1;
+        }
+        last
+    }
+
+    /// Pins blocks that became ready under the wait's lease; returns how many the lease has now.
+    fn blocks_ready(&mut self, wait: &Wait, ready: &[BlockIdx]) -> u32 {
+        for idx in ready {
+            self.blocks.get_mut(*idx).pins += 1;
+        }
+        let tenant = self.namespaces.class(wait.class).tenant;
+        self.tenants
+            .get_mut(tenant)
+            .policy
+            .touch(&mut self.blocks, ready);
+        let Some(lease) = self.leases.get_mut(wait.lease) else {
+            return 0;
+        };
+        lease.blocks.extend_from_slice(ready);
+        lease.blocks.len() as u32
+    }
+}
