@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -42,11 +42,31 @@ pub enum SocketError {
     },
 }
 
+/// A path that this process listens on; the file is removed when this is dropped, unless another
+/// server has put its own there meanwhile.
+#[derive(Debug)]
+pub struct Claim {
+    path: PathBuf,
+    file: (u64, u64),
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|file| file == self.file) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()))
+}
+
 /// Listens on `path` (mode 0600), making its directory (mode 0700) if there is none.
 ///
 /// # Errors
 /// [`SocketError`], with a message for the user.
-pub fn claim(path: &Path) -> Result<UnixListener, SocketError> {
+pub fn claim(path: &Path) -> Result<(UnixListener, Claim), SocketError> {
     let io = |what, path: &Path| {
         let path = path.to_owned();
         move |source| SocketError::Io { what, path, source }
@@ -68,12 +88,21 @@ pub fn claim(path: &Path) -> Result<UnixListener, SocketError> {
     let _ = fs::remove_file(&beside);
     let listener = UnixListener::bind(&beside).map_err(io("cannot listen on", path))?;
     let placed = fs::set_permissions(&beside, fs::Permissions::from_mode(0o600))
-        .and_then(|()| fs::rename(&beside, path));
-    if let Err(source) = placed {
-        let _ = fs::remove_file(&beside);
-        return Err(io("cannot put a socket at", path)(source));
+        .and_then(|()| identity(&beside))
+        .and_then(|file| fs::rename(&beside, path).map(|()| file));
+    match placed {
+        Ok(file) => Ok((
+            listener,
+            Claim {
+                path: path.to_owned(),
+                file,
+            },
+        )),
+        Err(source) => {
+            let _ = fs::remove_file(&beside);
+            Err(io("cannot put a socket at", path)(source))
+        }
     }
-    Ok(listener)
 }
 
 /// Says who listens on `path`, if someone does.
@@ -127,7 +156,7 @@ mod tests {
     fn a_living_server_is_named_and_a_dead_one_replaced() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("made/for it/p.sock");
-        let listener = claim(&path).expect("a free path");
+        let (listener, dead) = claim(&path).expect("a free path");
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().expect("a directory")), 0o700);
@@ -140,13 +169,14 @@ mod tests {
         );
 
         drop(listener);
-        let again = claim(&path).expect("a dead server's socket");
-        UnixStream::connect(&path).expect("the new one listens");
-        drop(again);
-        let left = fs::read_dir(path.parent().expect("a directory"))
-            .expect("readable")
-            .count();
-        assert_eq!(left, 1, "nothing lies beside the socket");
+        let (again, living) = claim(&path).expect("a dead server's socket");
+        drop(dead);
+        UnixStream::connect(&path).expect("the new one listens: its file is not the old one's");
+        let dir = path.parent().expect("a directory");
+        let count = || fs::read_dir(dir).expect("readable").count();
+        assert_eq!(count(), 1, "nothing lies beside the socket");
+        drop((again, living));
+        assert_eq!(count(), 0, "the last one takes its file away");
     }
 
     #[test]

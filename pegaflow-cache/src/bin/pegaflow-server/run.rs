@@ -78,7 +78,7 @@ async fn live(
     let http = Http::start(settings, phases, recorder).await?;
 
     phase.send_replace(Phase::Recovering);
-    let listener = socket::claim(path)?;
+    let (listener, claim) = socket::claim(path)?;
 
     metrics::READY.gauge(&[]).set(1.0);
     metrics::START_SECONDS
@@ -104,7 +104,7 @@ async fn live(
     metrics::READY.gauge(&[]).set(0.0);
     tell("STOPPING=1");
     signals.second_ends_the_process();
-    drop(listener);
+    drop((listener, claim));
     http.stop(Duration::from_millis(settings.shutdown.drain_ms.into()))
         .await;
     Ok(())
