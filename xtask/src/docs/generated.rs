@@ -105,6 +105,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn generated_parts_are_current() {
+        let ws = Workspace::find().expect("tests run inside the workspace");
+        let stale = refresh(&ws, false).expect("every part can be made");
+        assert!(stale.is_empty(), "cargo xtask docs --update: {stale:?}");
+    }
+
+    #[test]
     fn what_stands_between_the_marks_is_replaced() {
         let old = "a\n<!-- generated: x -->\nold\n<!-- end of generated -->\nb\n";
         let make = |what: &str| Ok(format!("new {what}\n"));

@@ -16,7 +16,9 @@ use crate::workspace::Workspace;
 
 /// What `pegaflow-server --help` prints.
 pub(super) fn help(ws: &Workspace) -> anyhow::Result<String> {
-    Ok(format!("```text\n{}\n```", ask(ws, "--help")?))
+    let help = ask(ws, "--help")?;
+    let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+    Ok(format!("```text\n{}\n```", lines.join("\n")))
 }
 
 /// A section per setting: its flag, variable, type and default, then its documentation.
@@ -69,33 +71,44 @@ fn setting(item: &Value, out: &mut String) -> Option<()> {
     }
     let _ = writeln!(
         out,
-        "{}Flag `{}`, variable `{}`; {}, default `{}`.\n",
+        "{}Flag `{}`, variable `{}`; {}, {}.\n",
         if out.ends_with("\n\n") { "" } else { "\n" },
         text("flag")?,
         text("env")?,
         text("type")?,
-        text("default")?,
+        match text("default")? {
+            "none" => "not set by default".to_owned(),
+            value => format!("default `{value}`"),
+        },
     );
     Some(())
 }
 
 fn metric(item: &Value, out: &mut String) -> Option<()> {
-    let kind = item["type"].as_str().or(item["kind"].as_str())?;
     let _ = writeln!(out, "### `{}`\n", item["name"].as_str()?);
     let _ = writeln!(out, "{}\n", item["help"].as_str()?);
-    let _ = write!(out, "{}", capital(kind));
-    let labels = item["labels"].as_array()?.iter().map(label);
-    let labels: Vec<String> = labels.collect::<Option<_>>()?;
+    let _ = writeln!(out, "{}.", capital(item["type"].as_str()?));
+    let labels = item["labels"].as_array()?;
     if !labels.is_empty() {
-        let _ = write!(out, "; labels {}", labels.join(", "));
+        out.push_str("Labels:\n\n");
     }
-    out.push_str(".\n\n");
+    for label in labels {
+        let values = &label[1];
+        let values = match values["of"].as_array() {
+            Some(words) => quoted(words)?,
+            None => values["each"].as_str()?.to_owned(),
+        };
+        let _ = writeln!(out, "- `{}`: {values}", label[0].as_str()?);
+    }
+    out.push('\n');
     Some(())
 }
 
-fn label(label: &Value) -> Option<String> {
-    let name = label["name"].as_str().or(label[0].as_str())?;
-    Some(format!("`{name}`"))
+fn quoted(words: &[Value]) -> Option<String> {
+    let words = words
+        .iter()
+        .map(|word| Some(format!("`{}`", word.as_str()?)));
+    Some(words.collect::<Option<Vec<_>>>()?.join(", "))
 }
 
 fn capital(word: &str) -> String {
@@ -130,8 +143,8 @@ mod tests {
     fn a_metric_becomes_a_section() {
         check(
             metric,
-            r#"{"name":"x_total","kind":"counter","labels":[["path",null]],"help":"What it counts."}"#,
-            "### `x_total`\n\nWhat it counts.\n\nCounter; labels `path`.\n\n",
+            r#"{"name":"x_total","type":"counter","labels":[["path",{"of":["a","b"]}],["user",{"each":"user seen"}]],"help":"What it counts."}"#,
+            "### `x_total`\n\nWhat it counts.\n\nCounter.\nLabels:\n\n- `path`: `a`, `b`\n- `user`: user seen\n\n",
         );
     }
 }

@@ -207,7 +207,10 @@ impl Known<'_> {
     fn flags(&self, words: &[String]) -> Result<(), String> {
         for word in words.iter().filter(|word| word.starts_with("--")) {
             let flag = word.split('=').next().unwrap_or(word);
-            if !self.reference.contains(&format!("`{flag}")) {
+            let mut words = self
+                .reference
+                .split(|c: char| !c.is_alphanumeric() && c != '-');
+            if !words.any(|known| known == flag) {
                 return Err(format!("`{flag}` is not on {REFERENCE}"));
             }
         }
