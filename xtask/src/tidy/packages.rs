@@ -121,6 +121,10 @@ fn missing(package: &Package) -> Vec<&'static str> {
             package.description.as_ref().is_some_and(|d| d.len() > 20),
         ),
         ("license", package.license.as_deref() == Some("Apache-2.0")),
+        (
+            "LICENSE (a link to ../LICENSE)",
+            package.manifest_path.with_file_name("LICENSE").exists(),
+        ),
         ("readme", package.readme().is_some_and(|path| path.exists())),
         ("repository", package.repository.is_some()),
         ("rust-version", package.rust_version.is_some()),
