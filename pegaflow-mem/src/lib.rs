@@ -5,6 +5,7 @@
 
 pub mod checksum;
 pub mod copy;
+pub mod device;
 mod error;
 pub mod layout;
 pub mod pool;

@@ -3,6 +3,12 @@
 
 #![doc = include_str!("CHECKSUM.md")]
 
+pub(crate) mod sys;
+#[cfg(test)]
+mod tests;
+
+pub use sys::Kernel;
+
 /// The constant that keys advance by from word to word: 2^64 divided by the golden ratio, made odd.
 pub const KEY_STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
@@ -24,7 +30,7 @@ pub const fn term(word: u64, key: u64) -> u64 {
 /// The checksum of `bytes`, whose first word stands at `position`. Add (wrapping) the results of several runs to get
 /// the checksum of all. A tail shorter than 8 bytes counts as if padded with zeros.
 pub fn checksum(position: u64, bytes: &[u8]) -> u64 {
-    portable(position, bytes)
+    Kernel::best().sum(position, bytes)
 }
 
 /// The definition, word by word: what every other version must equal.

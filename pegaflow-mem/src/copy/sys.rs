@@ -10,7 +10,7 @@
 /// Copies `len` bytes.
 ///
 /// # Safety
-/// `src..+len` must be readable and `dst..+len` writable for the whole call, and the two must not overlap. Either may be changed by others meanwhile.
+/// `src..+len` must be readable and `dst..+len` writable, for the whole call. Either may be changed by others meanwhile; where the two overlap, the bytes written are unspecified.
 pub(crate) unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `rep movsb` reads `src..+len` and writes `dst..+len`, both given by the caller; the direction flag is clear by the ABI.
@@ -54,7 +54,6 @@ pub(crate) unsafe fn fill(dst: *mut u8, len: usize, byte: u8) {
 /// # Safety
 /// `src..+8` must be readable; others may change it meanwhile.
 #[inline]
-#[allow(dead_code)]
 pub(crate) unsafe fn read_word(src: *const u8) -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
@@ -80,7 +79,6 @@ pub(crate) unsafe fn read_word(src: *const u8) -> u64 {
 /// # Safety
 /// `dst..+8` must be writable; others may change it meanwhile.
 #[inline]
-#[allow(dead_code)]
 pub(crate) unsafe fn write_word(dst: *mut u8, word: u64) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: one 8-byte store to memory that the caller vouches for.

@@ -46,7 +46,6 @@ impl Mapping {
     }
 
     /// Maps `len` zeroed bytes that only this process sees.
-    #[allow(dead_code)]
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
