@@ -97,7 +97,7 @@ impl Step {
             Self::Alone => alone(ws)?,
             Self::Docs => {
                 let _strict = sh.push_env("RUSTDOCFLAGS", "-D warnings");
-                cmd!(sh, "cargo doc --workspace --no-deps --quiet").run()?;
+                cmd!(sh, "cargo doc --workspace --all-features --no-deps --quiet").run()?;
                 docs::run(ws, &docs::Args::default())?;
             }
             Self::Bench => smoke(ws)?,

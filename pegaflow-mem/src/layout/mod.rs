@@ -5,7 +5,7 @@
 //!
 //! In a pool a block is one contiguous run in the canonical order `[layer][part][head][inner]`. In an engine the same
 //! bytes lie wherever the engine put them; [`KvLayout`] says where, by strides. [`KvLayout::runs`] turns one block copy
-//! into the fewest contiguous runs, [`KvLayout::pieces`] into the pieces that a checksum is taken over.
+//! into the fewest contiguous runs, [`KvLayout::pieces_of`] into the pieces that a checksum is taken over.
 //!
 //! Knows nothing of memory: addresses are numbers here. Invariant: the runs of a valid layout never overlap on either
 //! side, and the slots that tile a block cover it exactly once.
