@@ -12,6 +12,8 @@ use std::str::FromStr;
 
 /// A way to copy a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum Method {
     /// One DMA copy per run, one call each: works with every driver.
     Plain,

@@ -34,6 +34,7 @@ struct State {
     done: bool,
     waker: Option<Waker>,
     on_cancel: Option<Box<dyn FnOnce() + Send>>,
+    on_wait: Option<Box<dyn FnOnce() + Send>>,
 }
 
 #[derive(Default)]
@@ -76,6 +77,7 @@ impl Completion {
 
     /// Blocks until the copy is over.
     pub fn wait(self) -> Outcome {
+        self.watch();
         let mut state = self.shared.lock();
         loop {
             if let Some(outcome) = state.outcome.take() {
@@ -106,6 +108,14 @@ impl Completion {
                 drop(state);
                 Err(self)
             }
+        }
+    }
+
+    /// Lets the device use the waiting thread, where it asked for that.
+    fn watch(&self) {
+        let hook = self.shared.lock().on_wait.take();
+        if let Some(hook) = hook {
+            hook();
         }
     }
 
@@ -208,6 +218,12 @@ impl Completer {
         in_time
     }
 
+    /// Has `hook` called on the thread of a caller that begins to wait without a time limit: a device may watch for the end
+    /// there for a while, which saves a thread switch. The hook must not block for much longer than the copy takes.
+    pub fn on_wait(&self, hook: impl FnOnce() + Send + 'static) {
+        self.shared.lock().on_wait = Some(Box::new(hook));
+    }
+
     /// Ends the copy.
     pub fn finish(mut self, outcome: Outcome) {
         self.finished = true;
@@ -219,9 +235,10 @@ impl Completer {
         state.outcome = Some(outcome);
         state.done = true;
         let hook = state.on_cancel.take();
+        let watch = state.on_wait.take();
         let waker = state.waker.take();
         drop(state);
-        drop(hook);
+        drop((hook, watch));
         self.shared.finished.notify_all();
         if let Some(waker) = waker {
             waker.wake();

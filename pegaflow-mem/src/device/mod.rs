@@ -12,6 +12,8 @@
 mod completion;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(any(test, feature = "testing"))]
 pub mod faulty;
 pub mod host;
