@@ -9,6 +9,7 @@ pub mod device;
 mod error;
 pub mod layout;
 pub mod pool;
+pub mod topology;
 
 pub use error::{Error, ErrorKind, Result};
 pub use layout::{BlockCopy, BlockShape, KvLayout, LayerView, Piece, Run, Slot};
