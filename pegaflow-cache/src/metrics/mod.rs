@@ -9,9 +9,11 @@
 //! Invariant: every label has a bounded number of values, written in the table; nothing that a client
 //! chooses (keys, sessions, paths) becomes a label.
 
+mod node;
 mod process;
 mod table;
 
+pub use node::{publish_counters, publish_stats, publish_tenants};
 pub use process::Process;
 pub use table::*;
 

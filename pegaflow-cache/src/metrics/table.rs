@@ -5,10 +5,38 @@
 use super::{Metric, Type, Values};
 
 /// Upper bounds of latency buckets in seconds: 10 microseconds to 10 seconds.
-#[allow(dead_code, reason = "latencies come with the node")]
 const LATENCY: &[f64] = &[
     1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5, 1.0, 10.0,
 ];
+
+/// Calls of the protocol.
+pub const CALLS: &[&str] = &[
+    "hello",
+    "session",
+    "register_namespace",
+    "lookup",
+    "lookup_hybrid",
+    "claim",
+    "reserve",
+    "seal",
+    "abort",
+    "release",
+    "report_corrupt",
+    "quiesced",
+    "stats",
+];
+/// What a caller must do about a failure: the words of [`pegaflow_mem::ErrorKind`].
+pub const KINDS: &[&str] = &[
+    "retry",
+    "busy",
+    "invalid",
+    "corrupt",
+    "unsupported",
+    "closed",
+    "internal",
+];
+
+const TENANT: Values = Values::Each("tenant of the configuration, and `other` for all others");
 
 macro_rules! table {
     ($(
@@ -44,6 +72,78 @@ table! {
         path: Values::Of(&["/health", "/ready", "/metrics", "other"]),
         status: Values::Of(&["200", "401", "404", "405", "503"])
     ];
+    /// Calls answered, by what was asked.
+    Histogram CALL_SECONDS = "pegaflow_call_seconds" [call: Values::Of(CALLS)];
+    /// Calls that failed, by what the caller must do about it.
+    Counter CALL_FAILURES = "pegaflow_call_failures_total" [
+        call: Values::Of(CALLS),
+        kind: Values::Of(KINDS)
+    ];
+    /// Lookups answered.
+    Counter LOOKUPS = "pegaflow_lookups_total";
+    /// Blocks asked for in lookups: found ready, found in flight behind the ready ones, or not found.
+    Counter LOOKUP_BLOCKS = "pegaflow_lookup_blocks_total" [
+        outcome: Values::Of(&["hit", "pending", "miss"])
+    ];
+    /// Bytes of the blocks that lookups found ready.
+    Counter HIT_BYTES = "pegaflow_lookup_hit_bytes_total";
+    /// Reservations answered.
+    Counter RESERVES = "pegaflow_reserves_total";
+    /// Blocks to be saved: given a place, not needed because they are here or on their way already,
+    /// or refused for want of room.
+    Counter RESERVE_BLOCKS = "pegaflow_reserve_blocks_total" [
+        outcome: Values::Of(&["placed", "deduplicated", "refused"])
+    ];
+    /// Blocks that became visible.
+    Counter SEALED_BLOCKS = "pegaflow_sealed_blocks_total";
+    /// Bytes of the blocks that became visible.
+    Counter SEALED_BYTES = "pegaflow_sealed_bytes_total";
+    /// Blocks evicted for room.
+    Counter EVICTED_BLOCKS = "pegaflow_evicted_blocks_total";
+    /// Bytes of the blocks evicted for room.
+    Counter EVICTED_BYTES = "pegaflow_evicted_bytes_total";
+    /// Time since their last use, summed over evicted blocks; by their number it is the mean age.
+    Counter EVICTED_AGE_SECONDS = "pegaflow_evicted_age_seconds_total";
+    /// Blocks dropped because their bytes were not those that were saved. Anything but 0 wants a look.
+    Counter CORRUPT_BLOCKS = "pegaflow_corrupt_blocks_total";
+    /// Blocks given up before they were sealed.
+    Counter ABORTED_BLOCKS = "pegaflow_aborted_blocks_total";
+    /// Blocks moved to join free room.
+    Counter MOVED_BLOCKS = "pegaflow_moved_blocks_total";
+    /// Leases that ran out instead of being released.
+    Counter EXPIRED_LEASES = "pegaflow_expired_leases_total" [
+        kind: Values::Of(&["read", "write"])
+    ];
+    /// Room for blocks in all pools.
+    Gauge POOL_CAPACITY_BYTES = "pegaflow_pool_capacity_bytes";
+    /// Room taken by blocks, whatever their state.
+    Gauge POOL_USED_BYTES = "pegaflow_pool_used_bytes";
+    /// Blocks in the pools: visible, being written, or out of sight until nobody can touch their place.
+    Gauge BLOCKS = "pegaflow_blocks" [state: Values::Of(&["sealed", "writing", "detached"])];
+    /// Open sessions of clients.
+    Gauge SESSIONS = "pegaflow_sessions";
+    /// Leases of readers and writers.
+    Gauge LEASES = "pegaflow_leases";
+    /// Registered namespaces: models and what else must match.
+    Gauge NAMESPACES = "pegaflow_namespaces";
+    /// Lookups that wait for blocks in flight.
+    Gauge WAITERS = "pegaflow_waiting_lookups";
+    /// Block moves in flight.
+    Gauge MOVES = "pegaflow_moving_blocks";
+    /// Memory taken by the tables of blocks, without the allocator's overhead.
+    Gauge METADATA_BYTES = "pegaflow_metadata_bytes";
+    /// Room taken by the blocks of a tenant.
+    Gauge TENANT_USED_BYTES = "pegaflow_tenant_used_bytes" [tenant: TENANT];
+    /// Most room the blocks of a tenant may take, where it has such a limit.
+    Gauge TENANT_LIMIT_BYTES = "pegaflow_tenant_limit_bytes" [tenant: TENANT];
+    /// Blocks of an earlier run that were found again at the start.
+    Gauge RECOVERED_BLOCKS = "pegaflow_recovered_blocks";
+    /// Blocks of an earlier run that were dropped at the start, by cause.
+    Gauge RECOVERY_DROPPED = "pegaflow_recovery_dropped_blocks" [
+        cause: Values::Of(&["unsealed", "damaged"])
+    ];
+    /// How long the start took to find the blocks of an earlier run.
+    Gauge RECOVERY_SECONDS = "pegaflow_recovery_seconds";
     /// Processor time the process has used, in user and system mode.
     Counter PROCESS_CPU_SECONDS = "process_cpu_seconds_total";
     /// Memory of the process that is in RAM, with the parts of the pool that it has touched.

@@ -8,84 +8,14 @@
 //! Pure: the caller reads the file and the environment.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::problem::{ConfigError, Origin, Problem};
 use crate::describe::{Describe, Setting, describe, join};
-
-/// Where a value was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// Nowhere: the default.
-    Default,
-    /// A line (from 1) of a file.
-    File(PathBuf, usize),
-    /// An environment variable.
-    Env(String),
-    /// A command line flag, with its dashes.
-    Flag(String),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Origin::Default => f.write_str("default"),
-            Origin::File(path, line) => write!(f, "{}:{line}", path.display()),
-            Origin::Env(name) => write!(f, "environment variable {name}"),
-            Origin::Flag(name) => f.write_str(name),
-        }
-    }
-}
-
-/// One thing that is wrong, where, and what to do about it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// Where it was written.
-    pub origin: Origin,
-    /// Dotted path of the setting; empty when it is not about one.
-    pub path: String,
-    /// What is wrong.
-    pub what: String,
-    /// What to do about it; empty when `what` already says so.
-    pub fix: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.origin {
-            Origin::Default => {}
-            origin => write!(f, "{origin}: ")?,
-        }
-        if !self.path.is_empty() {
-            write!(f, "`{}`: ", self.path)?;
-        }
-        f.write_str(&self.what)?;
-        if !self.fix.is_empty() {
-            write!(f, "\n  fix: {}", self.fix)?;
-        }
-        Ok(())
-    }
-}
-
-/// A configuration that cannot be used: everything that is wrong with it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct ConfigError {
-    /// At least one, in the order they were found.
-    pub problems: Vec<Problem>,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, problem) in self.problems.iter().enumerate() {
-            write!(f, "{}{problem}", if i > 0 { "\n" } else { "" })?;
-        }
-        Ok(())
-    }
-}
 
 /// Values on their way to becoming a struct of settings.
 #[derive(Debug)]
@@ -136,7 +66,7 @@ impl Layers {
 
     fn table(&mut self, path: &str, table: &DeTable<'_>, lines: &Lines<'_>) {
         for (key, value) in table {
-            let path = join(path, key.get_ref());
+            let path = join(path, &escape(key.get_ref()));
             let origin = Origin::File(lines.file.into(), line_of(lines.text, key.span().start));
             if let Some(setting) = self.find(&path) {
                 self.accept(&setting, plain(value), origin);
@@ -180,6 +110,17 @@ impl Layers {
                 });
             }
         }
+    }
+
+    /// Notes that the value of `path` is odd, though it works.
+    pub fn warn(&mut self, path: &str, what: impl Into<String>, fix: &str) {
+        let (origin, path, fix) = (self.origin(path), unescape(path), fix.to_owned());
+        self.warnings.push(Problem {
+            origin,
+            path,
+            what: what.into(),
+            fix,
+        });
     }
 
     /// What is odd but does not stop the server.
@@ -250,7 +191,7 @@ impl Layers {
     }
 
     fn problem(&mut self, origin: Origin, path: &str, what: impl Into<String>, fix: &str) {
-        let (path, what, fix) = (path.to_owned(), what.into(), fix.to_owned());
+        let (path, what, fix) = (unescape(path), what.into(), fix.to_owned());
         self.problems.push(Problem {
             origin,
             path,
@@ -307,6 +248,15 @@ struct Lines<'a> {
     text: &'a str,
 }
 
+/// A key as a segment of a dotted path: a dot in it (a tenant named `a.b`) is no separator.
+pub(super) fn escape(key: &str) -> String {
+    key.replace('.', "\0")
+}
+
+fn unescape(segment: &str) -> String {
+    segment.replace('\0', ".")
+}
+
 fn line_of(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|b| *b == b'\n').count() + 1
 }
@@ -327,11 +277,11 @@ fn covers(pattern: &str, path: &str, whole: bool) -> bool {
 fn insert(root: &mut toml::Table, path: &str, value: toml::Value) {
     match path.split_once('.') {
         None => {
-            root.insert(path.to_owned(), value);
+            root.insert(unescape(path), value);
         }
         Some((head, rest)) => {
             let entry = root
-                .entry(head)
+                .entry(unescape(head))
                 .or_insert_with(|| toml::Table::new().into());
             if let toml::Value::Table(table) = entry {
                 insert(table, rest, value);

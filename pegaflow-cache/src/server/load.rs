@@ -4,7 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::layers::{ConfigError, Layers, Origin, Problem};
+use super::layers::Layers;
+use super::problem::{ConfigError, Origin, Problem};
 use super::settings::Settings;
 use super::validate::read_file;
 

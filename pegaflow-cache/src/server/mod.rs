@@ -10,10 +10,12 @@ pub mod layers;
 pub mod load;
 pub mod notify;
 pub mod print;
+mod problem;
 pub mod settings;
 pub mod socket;
 pub mod telemetry;
 mod validate;
 
-pub use layers::{ConfigError, Layers, Origin, Problem};
+pub use layers::Layers;
+pub use problem::{ConfigError, Origin, Problem};
 pub use settings::Settings;

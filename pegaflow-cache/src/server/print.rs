@@ -8,7 +8,8 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use super::layers::{Layers, Origin};
+use super::layers::{Layers, escape};
+use super::problem::Origin;
 use crate::describe::Setting;
 
 /// `settings` as TOML, each with its documentation and, if it is not the default, where it was set.
@@ -58,25 +59,38 @@ fn line(
 
 /// Sections with names of the user's own (`*` in the schema): those that are there.
 fn named(out: &mut String, values: &toml::Table, layers: &Layers) {
-    let mut done = "";
-    for setting in layers.schema() {
-        let Some((above, _)) = setting.path.split_once(".*.") else {
-            continue;
-        };
-        if above == done {
-            continue;
+    let split = |s: &'_ Setting| Some(s.path.split_once(".*.")?.0.to_owned());
+    let mut sections: Vec<_> = layers.schema().iter().filter_map(split).collect();
+    sections.dedup();
+    for above in sections {
+        let names = find(values, &above).and_then(toml::Value::as_table);
+        for (name, table) in names.into_iter().flatten() {
+            let _ = writeln!(out, "\n[{above}.{}]", key_text(name));
+            let prefix = format!("{above}.*.");
+            for setting in layers.schema() {
+                let Some(key) = setting.path.strip_prefix(&prefix) else {
+                    continue;
+                };
+                let path = format!("{above}.{}.{key}", escape(name));
+                let setting = Setting {
+                    path,
+                    ..setting.clone()
+                };
+                line(out, &setting, key, table.get(key), layers);
+            }
         }
-        done = above;
-        let Some(names) =
-            find(values, above).filter(|v| v.as_table().is_some_and(|t| !t.is_empty()))
-        else {
-            continue;
-        };
-        let root = above.rsplit('.').fold(names.clone(), |inner, part| {
-            toml::Table::from_iter([(part.to_owned(), inner)]).into()
-        });
-        let _ = write!(out, "\n{root}");
     }
+}
+
+/// A key as TOML writes it: bare where it can be, a basic string (as JSON writes one) where not.
+fn key_text(key: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if !key.is_empty() && key.chars().all(bare) {
+        return key.to_owned();
+    }
+    serde_json::Value::from(key)
+        .to_string()
+        .replace('\u{7f}', "\\u007f")
 }
 
 fn find<'a>(table: &'a toml::Table, path: &str) -> Option<&'a toml::Value> {
@@ -93,6 +107,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::core::TenantSettings;
     use crate::server::Settings;
     use crate::server::settings::LogFormat;
 
@@ -130,6 +145,12 @@ mod tests {
     }
 
     prop_compose! {
+        fn any_tenant()(bytes in proptest::option::of(0..=u64::MAX >> 1), weight: u32) -> TenantSettings {
+            TenantSettings { bytes_max: bytes, weight }
+        }
+    }
+
+    prop_compose! {
         fn any_settings()(
             name: String,
             socket in proptest::option::of("\\PC{0,12}"),
@@ -142,6 +163,7 @@ mod tests {
             filter in "\\PC{0,9}",
             threads: u32,
             drain_ms: u32,
+            tenants in proptest::collection::btree_map("([a-z.\"'\n\u{7f} ]|\\PC){0,4}", any_tenant(), 0..3),
         ) -> Settings {
             let mut s = Settings { name, http, insecure, ..Settings::default() };
             // An IPv6 scope or flow label has no text form that parses back.
@@ -157,6 +179,7 @@ mod tests {
             s.log.filter = filter;
             s.runtime.threads = threads;
             s.shutdown.drain_ms = drain_ms;
+            s.cache.tenants = tenants;
             s
         }
     }

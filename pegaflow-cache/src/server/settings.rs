@@ -8,6 +8,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use pegaflow_mem::HugePages;
+
+use crate::core::CoreSettings;
 use crate::describe::{choices, settings};
 
 settings! {
@@ -41,6 +44,8 @@ settings! {
         pub insecure: bool = false,
         /// The memory that holds the blocks.
         pub pool: PoolSettings = PoolSettings::default(),
+        /// Limits, lifetimes, eviction and tenants.
+        pub cache: CoreSettings = CoreSettings::default(),
         /// What goes to standard error.
         pub log: LogSettings = LogSettings::default(),
         /// Threads of the server itself.
@@ -62,6 +67,57 @@ settings! {
         /// When absent: `/dev/shm/pegaflow-<uid>/<name>`. Put it on a hugetlbfs mount for huge pages
         /// that cannot be split, or on tmpfs; any other file system works but is slower.
         pub dir: Option<PathBuf> = None,
+        /// Pages the pool is made of. Huge ones save TLB misses and make registration with GPUs and
+        /// NICs faster; `pegaflow-server probe` says which can be had here.
+        pub pages: Pages = Pages::Auto,
+        /// One pool on each NUMA node, or one for all.
+        pub numa: Numa = Numa::Auto,
+        /// Threads that touch the memory of a new pool before the server is ready. 0 leaves it to
+        /// first use.
+        ///
+        /// Touching takes about a second for 4 GiB and thread; without it the first save to each page
+        /// pays for it. A pool found from an earlier run is not touched again.
+        pub touch_threads: u32 = 0,
+        /// Threads that read the records of an existing pool at the start.
+        pub recover_threads: u32 = 4,
+    }
+}
+
+choices! {
+    /// Pages the pool is made of.
+    pub enum Pages {
+        /// The largest that can be had without failing: reserved 2 MiB, transparent, or plain.
+        Auto = "auto",
+        /// The machine's plain pages (4 KiB).
+        None = "none",
+        /// Plain pages that the kernel may join to huge ones.
+        Transparent = "transparent",
+        /// Reserved pages of 2 MiB, or the server does not start.
+        Size2MiB = "2MiB",
+        /// Reserved pages of 1 GiB, or the server does not start.
+        Size1GiB = "1GiB",
+    }
+}
+
+choices! {
+    /// How pools follow the machine's NUMA nodes.
+    pub enum Numa {
+        /// A pool on each NUMA node that has memory, bound to it.
+        Auto = "auto",
+        /// One pool, wherever memory is.
+        Off = "off",
+    }
+}
+
+impl From<Pages> for HugePages {
+    fn from(pages: Pages) -> Self {
+        match pages {
+            Pages::Auto => HugePages::Auto,
+            Pages::None => HugePages::None,
+            Pages::Transparent => HugePages::Transparent,
+            Pages::Size2MiB => HugePages::Size2MiB,
+            Pages::Size1GiB => HugePages::Size1GiB,
+        }
     }
 }
 

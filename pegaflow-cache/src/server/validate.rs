@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use super::layers::Layers;
+use super::layers::{Layers, escape};
 use super::settings::Settings;
 use crate::describe::format_bytes;
 
@@ -33,6 +33,7 @@ impl Settings {
             self.check_address("tcp", tcp, layers);
         }
         self.check_pool(layers);
+        self.check_cache(layers);
         if self.runtime.threads > THREADS_MAX {
             layers.reject(
                 "runtime.threads",
@@ -141,6 +142,34 @@ impl Settings {
                 format!("{} is not a directory", dir.display()),
                 "name a directory; it is made if it does not exist",
             );
+        }
+    }
+}
+
+impl Settings {
+    fn check_cache(&self, layers: &mut Layers) {
+        if let Err(crate::core::Error::Bad { what, reason }) = self.cache.validate() {
+            layers.reject(&format!("cache.{what}"), reason, "");
+        }
+        let mut promised: u64 = 0;
+        for (name, tenant) in &self.cache.tenants {
+            let Some(bytes) = tenant.bytes_max else {
+                continue;
+            };
+            promised = promised.saturating_add(bytes);
+            if bytes > self.pool.bytes {
+                let path = format!("cache.tenants.{}.bytes_max", escape(name));
+                let (bytes, pool) = (format_bytes(bytes), format_bytes(self.pool.bytes));
+                let what = format!("{bytes} are more than the pool's {pool}");
+                layers.reject(&path, what, "lower it, leave it out, or raise `pool.bytes`");
+            }
+        }
+        if promised > self.pool.bytes && self.cache.tenants.len() > 1 {
+            let (promised, pool) = (format_bytes(promised), format_bytes(self.pool.bytes));
+            let what =
+                format!("the tenants' `bytes_max` add up to {promised}, the pool has {pool}");
+            let fix = "fine if they are not all full at once; otherwise weights decide who evicts";
+            layers.warn("cache.tenants", what, fix);
         }
     }
 }
@@ -260,6 +289,16 @@ mod tests {
                 "runtime.threads = 5000".to_owned(),
                 "5000 threads",
                 "write 0 to 1024",
+            ),
+            (
+                "cache.leases_max = 0".to_owned(),
+                "p.toml:1: `cache.leases_max`",
+                "at least 1",
+            ),
+            (
+                "pool.bytes = \"1GiB\"\ncache.tenants.a.bytes_max = \"2GiB\"".to_owned(),
+                "p.toml:2: `cache.tenants.a.bytes_max`: 2GiB are more than the pool's 1GiB",
+                "lower it",
             ),
             (
                 "log.filter = \"a=b=c\"".to_owned(),

@@ -135,6 +135,23 @@ fn every_problem_is_reported_at_once() {
 }
 
 #[test]
+fn tenants_have_sections_with_names_of_their_own() {
+    let toml =
+        "[cache.tenants.acme]\nbytes_max = \"1GiB\"\n[cache.tenants.\"team.eu\"]\nweight = 3";
+    let tenants = good(toml, &[], &[]).cache.tenants;
+    assert_eq!(tenants["acme"].bytes_max, Some(1 << 30));
+    assert_eq!(tenants["team.eu"].weight, 3);
+    refused(
+        "[cache.tenants.\"a.b\"]\nwait = 3",
+        "p.toml:2: `cache.tenants.a.b.wait`: no setting has this name\n  fix: `pegaflow-server --print-config` lists every setting",
+    );
+    refused(
+        "[cache.tenants]\nacme = 3",
+        "p.toml:2: `cache.tenants.acme`: this is a section, not a value\n  fix: write `[cache.tenants.acme]` on a line of its own and its settings below it",
+    );
+}
+
+#[test]
 fn an_unknown_variable_is_a_warning() {
     let env = [
         ("PEGAFLOW_POLL_BYTES", "1"),

@@ -1,0 +1,82 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+//! From the core's numbers to metrics.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Metric;
+use super::table;
+use crate::core::{Counters, Stats};
+
+/// How things stand.
+pub fn publish_stats(stats: &Stats) {
+    let set = |metric: Metric, value: u64| metric.gauge(&[]).set(value as f64);
+    set(table::POOL_CAPACITY_BYTES, stats.capacity_bytes);
+    set(table::POOL_USED_BYTES, stats.used_bytes);
+    set(table::SESSIONS, stats.sessions);
+    set(table::LEASES, stats.leases);
+    set(table::NAMESPACES, stats.namespaces);
+    set(table::WAITERS, stats.waiters);
+    set(table::MOVES, stats.moves);
+    set(table::METADATA_BYTES, stats.metadata_bytes);
+    let blocks = |state, value: u64| table::BLOCKS.gauge(&[state]).set(value as f64);
+    blocks("sealed", stats.sealed_blocks);
+    blocks("writing", stats.writing_blocks);
+    blocks("detached", stats.detached_blocks);
+}
+
+/// What happened so far, over all tenants.
+pub fn publish_counters(all: &Counters) {
+    let set = |metric: Metric, value| metric.counter(&[]).absolute(value);
+    set(table::LOOKUPS, all.lookups);
+    set(table::HIT_BYTES, all.hit_bytes);
+    set(table::RESERVES, all.reserves);
+    set(table::SEALED_BLOCKS, all.sealed_blocks);
+    set(table::SEALED_BYTES, all.sealed_bytes);
+    set(table::EVICTED_BLOCKS, all.evicted_blocks);
+    set(table::EVICTED_BYTES, all.evicted_bytes);
+    set(table::EVICTED_AGE_SECONDS, all.evicted_age_s);
+    set(table::CORRUPT_BLOCKS, all.corrupt_blocks);
+    set(table::ABORTED_BLOCKS, all.aborted_blocks);
+    set(table::MOVED_BLOCKS, all.moved_blocks);
+    let set = |metric: Metric, label, value| metric.counter(&[label]).absolute(value);
+    let found = all.hit_blocks.saturating_add(all.pending_blocks);
+    set(table::LOOKUP_BLOCKS, "hit", all.hit_blocks);
+    set(table::LOOKUP_BLOCKS, "pending", all.pending_blocks);
+    set(
+        table::LOOKUP_BLOCKS,
+        "miss",
+        all.lookup_keys.saturating_sub(found),
+    );
+    set(table::RESERVE_BLOCKS, "placed", all.reserved_blocks);
+    set(
+        table::RESERVE_BLOCKS,
+        "deduplicated",
+        all.deduplicated_blocks,
+    );
+    set(table::RESERVE_BLOCKS, "refused", all.refused_blocks);
+    set(table::EXPIRED_LEASES, "read", all.expired_read_leases);
+    set(table::EXPIRED_LEASES, "write", all.expired_write_leases);
+}
+
+/// Room of tenants: name, bytes in use, limit. Tenants not `named` in the configuration are counted
+/// together as `other`: anybody can make up a tenant's name, and a label must stay bounded.
+pub fn publish_tenants<'a>(
+    usage: impl Iterator<Item = (&'a str, u64, Option<u64>)>,
+    named: &BTreeSet<String>,
+) {
+    let mut used: BTreeMap<&str, u64> = BTreeMap::new();
+    used.insert(OTHER, 0);
+    for (name, bytes, limit) in usage {
+        let label = if named.contains(name) { name } else { OTHER };
+        *used.entry(label).or_default() += bytes;
+        if let Some(limit) = limit.filter(|_| label != OTHER) {
+            table::TENANT_LIMIT_BYTES.gauge(&[label]).set(limit as f64);
+        }
+    }
+    for (label, bytes) in used {
+        table::TENANT_USED_BYTES.gauge(&[label]).set(bytes as f64);
+    }
+}
+
+const OTHER: &str = "other";
