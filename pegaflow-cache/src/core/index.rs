@@ -39,27 +39,55 @@ impl Hash {
     }
 }
 
+/// Eight slots: tags together, so that they are compared together and without a branch.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
-struct Bucket([u64; BUCKET]);
-
-const EMPTY: u64 = 0;
-
-fn slot(tag: u32, idx: BlockIdx) -> u64 {
-    u64::from(tag) << 32 | u64::from(idx.0 + 1)
+struct Bucket {
+    tags: [u32; BUCKET],
+    /// The block's index plus one; 0 where the slot is empty.
+    blocks: [u32; BUCKET],
 }
 
-fn tag_of(slot: u64) -> u32 {
-    (slot >> 32) as u32
+const EMPTY: u32 = 0;
+
+/// A tag and a block's index plus one.
+type Slot = (u32, u32);
+
+fn idx_of(block: u32) -> BlockIdx {
+    BlockIdx(block.wrapping_sub(1))
 }
 
-fn idx_of(slot: u64) -> BlockIdx {
-    BlockIdx((slot as u32).wrapping_sub(1))
+/// Bit `i` is set where `values[i]` is `wanted`.
+fn equal(values: &[u32; BUCKET], wanted: u32) -> u32 {
+    let mut mask = 0;
+    for (i, value) in values.iter().enumerate() {
+        mask |= u32::from(*value == wanted) << i;
+    }
+    mask
 }
 
 impl Bucket {
+    const EMPTY: Self = Self {
+        tags: [0; BUCKET],
+        blocks: [EMPTY; BUCKET],
+    };
+
+    fn is_full(&self) -> bool {
+        equal(&self.blocks, EMPTY) == 0
+    }
+
     fn empty_slot(&self) -> Option<usize> {
-        self.0.iter().position(|slot| *slot == EMPTY)
+        let empty = equal(&self.blocks, EMPTY);
+        (empty != 0).then(|| empty.trailing_zeros() as usize)
+    }
+
+    fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
+        let all = self.tags.iter().copied().zip(self.blocks);
+        all.filter(|(_, block)| *block != EMPTY)
+    }
+
+    fn set(&mut self, at: usize, (tag, block): Slot) {
+        (self.tags[at], self.blocks[at]) = (tag, block);
     }
 }
 
@@ -92,16 +120,28 @@ impl Shard {
         }
     }
 
+    /// The first block in the home bucket with this tag, or none. Without branches, so that the
+    /// cache misses of many calls overlap.
+    fn guess(&self, tag: u32) -> BlockIdx {
+        let bucket = &self.buckets[self.home(tag)];
+        let same = equal(&bucket.tags, tag);
+        let block = bucket.blocks[same.trailing_zeros() as usize & (BUCKET - 1)];
+        idx_of(if same == 0 { EMPTY } else { block })
+    }
+
     fn find(&self, tag: u32, is_it: impl Fn(BlockIdx) -> bool) -> Option<BlockIdx> {
         let mut at = self.home(tag);
         loop {
             let bucket = &self.buckets[at];
-            for slot in bucket.0 {
-                if tag_of(slot) == tag && slot != EMPTY && is_it(idx_of(slot)) {
-                    return Some(idx_of(slot));
+            let mut same = equal(&bucket.tags, tag);
+            while same != 0 {
+                let block = bucket.blocks[same.trailing_zeros() as usize];
+                if block != EMPTY && is_it(idx_of(block)) {
+                    return Some(idx_of(block));
                 }
+                same &= same - 1;
             }
-            if bucket.empty_slot().is_some() {
+            if !bucket.is_full() {
                 return None;
             }
             at = self.next(at);
@@ -112,15 +152,15 @@ impl Shard {
         if (self.len + 1) * 16 > self.buckets.len() * BUCKET * FULL_OF_16 {
             self.grow();
         }
-        self.place(slot(tag, idx));
+        self.place((tag, idx.0 + 1));
         self.len += 1;
     }
 
-    fn place(&mut self, slot: u64) {
-        let mut at = self.home(tag_of(slot));
+    fn place(&mut self, slot: Slot) {
+        let mut at = self.home(slot.0);
         loop {
             if let Some(free) = self.buckets[at].empty_slot() {
-                self.buckets[at].0[free] = slot;
+                self.buckets[at].set(free, slot);
                 return;
             }
             at = self.next(at);
@@ -129,28 +169,28 @@ impl Shard {
 
     fn grow(&mut self) {
         let wanted = self.buckets.len() * 3 / 2 + 1;
-        let old = std::mem::replace(&mut self.buckets, vec![Bucket([EMPTY; BUCKET]); wanted]);
-        for slot in old.iter().flat_map(|bucket| bucket.0) {
-            if slot != EMPTY {
-                self.place(slot);
-            }
+        let old = std::mem::replace(&mut self.buckets, vec![Bucket::EMPTY; wanted]);
+        for slot in old.iter().flat_map(Bucket::slots) {
+            self.place(slot);
         }
     }
 
     fn remove(&mut self, tag: u32, idx: BlockIdx) -> bool {
-        let wanted = slot(tag, idx);
         let mut at = self.home(tag);
         for _ in 0..self.buckets.len() {
-            if let Some(i) = self.buckets[at].0.iter().position(|slot| *slot == wanted) {
-                let was_full = self.buckets[at].empty_slot().is_none();
-                self.buckets[at].0[i] = EMPTY;
+            let bucket = &mut self.buckets[at];
+            let found = equal(&bucket.blocks, idx.0 + 1) & equal(&bucket.tags, tag);
+            let was_full = bucket.is_full();
+            if found != 0 {
+                let i = found.trailing_zeros() as usize;
+                bucket.blocks[i] = EMPTY;
                 self.len -= 1;
                 if was_full {
                     self.close_hole(at, i);
                 }
                 return true;
             }
-            if self.buckets[at].empty_slot().is_some() {
+            if !was_full {
                 return false;
             }
             at = self.next(at);
@@ -162,16 +202,14 @@ impl Shard {
     fn close_hole(&mut self, mut hole: usize, mut hole_slot: usize) {
         let mut at = self.next(hole);
         while at != hole {
-            let was_full = self.buckets[at].empty_slot().is_none();
+            let was_full = self.buckets[at].is_full();
             let reach = self.distance(hole, at);
-            let passed = |slot: u64| self.distance(self.home(tag_of(slot)), at) >= reach;
-            let found = self.buckets[at]
-                .0
-                .iter()
-                .position(|slot| *slot != EMPTY && passed(*slot));
-            if let Some(i) = found {
-                self.buckets[hole].0[hole_slot] = self.buckets[at].0[i];
-                self.buckets[at].0[i] = EMPTY;
+            let passed = |tag: u32| self.distance(self.home(tag), at) >= reach;
+            let bucket = self.buckets[at];
+            let taken = |i: &usize| bucket.blocks[*i] != EMPTY && passed(bucket.tags[*i]);
+            if let Some(i) = (0..BUCKET).find(taken) {
+                self.buckets[hole].set(hole_slot, (bucket.tags[i], bucket.blocks[i]));
+                self.buckets[at].blocks[i] = EMPTY;
                 (hole, hole_slot) = (at, i);
             }
             if !was_full {
@@ -193,7 +231,7 @@ impl Index {
     /// An empty index. The seed should be drawn at random by the shell, once.
     pub(crate) fn new(seed: [u64; 2]) -> Self {
         let empty = || Shard {
-            buckets: vec![Bucket([EMPTY; BUCKET])],
+            buckets: vec![Bucket::EMPTY],
             len: 0,
         };
         Self {
@@ -211,6 +249,11 @@ impl Index {
         let folded = (product as u64 ^ (product >> 64) as u64 ^ low.rotate_left(32))
             .wrapping_mul(0x9E37_79B9_7F4A_7C15);
         Hash(folded ^ folded >> 32)
+    }
+
+    /// A block of this hash, most likely the one that is looked for; none decides nothing.
+    pub(crate) fn guess(&self, hash: Hash) -> BlockIdx {
+        self.shards[hash.shard()].guess(hash.tag())
     }
 
     /// The block of this hash for which `is_it` holds.
@@ -256,13 +299,10 @@ mod tests {
 
     fn check_invariant(shard: &Shard) {
         for (at, bucket) in shard.buckets.iter().enumerate() {
-            for slot in bucket.0.iter().filter(|slot| **slot != EMPTY) {
-                let mut walk = shard.home(tag_of(*slot));
+            for (tag, _) in bucket.slots() {
+                let mut walk = shard.home(tag);
                 while walk != at {
-                    assert!(
-                        shard.buckets[walk].empty_slot().is_none(),
-                        "a search would end early"
-                    );
+                    assert!(shard.buckets[walk].is_full(), "a search would end early");
                     walk = shard.next(walk);
                 }
             }

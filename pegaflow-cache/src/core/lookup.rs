@@ -221,13 +221,10 @@ impl Core {
             *hash = self.index.hash(key);
         }
         for (out, hash) in out.iter_mut().zip(&hashes[..keys.len()]) {
-            *out = self.index.find(*hash, |_| true).unwrap_or(BlockIdx::NONE);
+            *out = self.index.guess(*hash);
         }
         for ((out, key), hash) in out.iter_mut().zip(keys).zip(&hashes) {
-            if out.is_none() {
-                continue;
-            }
-            if self.blocks.get(*out).key != *key {
+            if out.is_none() || self.blocks.get(*out).key != *key {
                 *out = self.find(*hash, key).unwrap_or(BlockIdx::NONE);
             }
             if !out.is_none() && self.blocks.get(*out).class != class {
