@@ -3,7 +3,8 @@
 
 //! The line every benchmark prints for each point of its matrix, read by the letter.
 //!
-//! A field that does not apply is `null`, never absent: a reader of old files can tell "not measured" from "renamed".
+//! A field that does not apply is `null`, never absent: a reader of old files can tell "not measured" from "renamed". A
+//! benchmark may add figures under names of its own (bytes a block takes, a limit that it keeps): numbers only.
 
 use std::collections::BTreeMap;
 
@@ -49,6 +50,8 @@ pub(crate) struct Line {
     pub(crate) floor: Option<Floor>,
     /// Measured over floor: 1.0 is the limit.
     pub(crate) floor_share: Option<f64>,
+    /// Figures that only this benchmark has.
+    pub(crate) more: BTreeMap<String, f64>,
     /// The line as it was printed.
     pub(crate) raw: String,
 }
@@ -71,7 +74,7 @@ impl Line {
     /// Says which field breaks the contract, and how.
     pub(crate) fn parse(raw: &str) -> anyhow::Result<Self> {
         let value: Value = serde_json::from_str(raw).context("not a JSON line")?;
-        let object = exactly(&value, "the line", &FIELDS)?;
+        let object = with_fields(&value, "the line", &FIELDS)?;
         let line = Self {
             bench: string(object, "bench")?,
             settings: words(object, "settings")?,
@@ -85,6 +88,7 @@ impl Line {
             ],
             floor: floor(&object["floor"])?,
             floor_share: number(object, "floor_share")?,
+            more: more(object)?,
             raw: raw.to_owned(),
         };
         line.check()?;
@@ -119,7 +123,7 @@ impl Line {
     }
 }
 
-fn exactly<'a>(
+fn with_fields<'a>(
     value: &'a Value,
     what: &str,
     fields: &[&str],
@@ -133,13 +137,19 @@ fn exactly<'a>(
             "{what} has no `{field}` (null, if it does not apply)"
         );
     }
-    for key in object.keys() {
-        ensure!(
-            fields.contains(&key.as_str()),
-            "{what} has an unknown field `{key}`"
-        );
-    }
     Ok(object)
+}
+
+/// The fields beside those of the contract.
+fn more(object: &Map<String, Value>) -> anyhow::Result<BTreeMap<String, f64>> {
+    let more = object
+        .iter()
+        .filter(|(key, _)| !FIELDS.contains(&key.as_str()));
+    more.map(|(key, _)| match number(object, key)? {
+        Some(figure) => Ok((key.clone(), figure)),
+        None => bail!("`{key}` is not of the contract and no figure"),
+    })
+    .collect()
 }
 
 fn string(object: &Map<String, Value>, field: &str) -> anyhow::Result<String> {
@@ -177,7 +187,11 @@ fn floor(value: &Value) -> anyhow::Result<Option<Floor>> {
     if value.is_null() {
         return Ok(None);
     }
-    let object = exactly(value, "`floor`", &FLOOR_FIELDS)?;
+    let object = with_fields(value, "`floor`", &FLOOR_FIELDS)?;
+    ensure!(
+        object.len() == FLOOR_FIELDS.len(),
+        "`floor` has more fields than {FLOOR_FIELDS:?}"
+    );
     let floor = Floor {
         what: string(object, "what")?,
         gb_per_s: number(object, "gb_per_s")?,
@@ -213,6 +227,13 @@ mod tests {
     }
 
     #[test]
+    fn a_figure_of_its_own_is_kept() {
+        let line = GOOD.replace(r#""p99_us":2"#, r#""p99_us":2,"bytes_per_block":82.5"#);
+        let line = Line::parse(&line).expect("the line keeps the contract");
+        assert_eq!(line.more["bytes_per_block"], 82.5);
+    }
+
+    #[test]
     fn each_breach_is_named() {
         check(
             r#""ops_per_s":null,"#,
@@ -221,8 +242,8 @@ mod tests {
         );
         check(
             r#""p99_us":2"#,
-            r#""p99_us":2,"p95_us":1"#,
-            "unknown field `p95_us`",
+            r#""p99_us":2,"note":"x""#,
+            "`note` is \"x\", not a number",
         );
         check(r#""op":"read","#, "", "no `op`");
         check(r#""bench":"ring""#, r#""bench":"index""#, "no `keys`");

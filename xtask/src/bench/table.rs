@@ -14,12 +14,16 @@ pub(crate) fn render(lines: &[Line]) -> String {
     let mut header = vec!["op".to_owned()];
     header.extend(settings.iter().map(|key| (*key).clone()));
     header.extend(["GB/s", "ops/s", "p50", "p99", "p99.9", "of floor", "floor"].map(String::from));
+    let more: BTreeSet<&String> = lines.iter().flat_map(|l| l.more.keys()).collect();
+    header.extend(more.iter().map(|key| (*key).clone()));
     let mut rows: Vec<Vec<String>> = vec![header];
     for line in lines {
         let mut row = vec![line.settings["op"].clone()];
         let cell = |key: &&String| line.settings.get(*key).cloned().unwrap_or_default();
         row.extend(settings.iter().map(cell));
         row.extend(measures(line));
+        let figure = |key: &&String| line.more.get(*key).map(|f| rate(*f)).unwrap_or_default();
+        row.extend(more.iter().map(figure));
         rows.push(row);
     }
     align(&drop_empty_columns(rows))
