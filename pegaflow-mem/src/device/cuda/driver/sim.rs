@@ -9,8 +9,6 @@
 use super::super::ffi::{
     self, Api, Batch3dOp, CuDevice, CuDevicePtr, CuResult, Handle, MemcpyAttributes,
 };
-use super::module::{Args, FLAG_PARTIALS, FLAG_PLACES, FLAG_SIGNAL};
-use crate::checksum::{key, term};
 use std::alloc::Layout;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -18,6 +16,10 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
+
+mod kernel;
+
+use kernel::Head;
 
 /// What fails on this thread.
 #[derive(Debug, Clone, Copy, Default)]
@@ -492,99 +494,6 @@ unsafe extern "C" fn error_name(_: CuResult, out: *mut *const c_char) -> CuResul
     // SAFETY: as in `version`.
     unsafe { *out = c"CUDA_ERROR_SIMULATED".as_ptr() };
     ffi::SUCCESS
-}
-
-/// The arguments of a launch, as far as it has any.
-struct Head {
-    args: Box<Args>,
-    layers: Vec<[u64; 4]>,
-}
-
-impl Head {
-    unsafe fn read(from: *const c_void) -> Self {
-        let words_at = std::mem::offset_of!(Args, words);
-        // SAFETY: zeros are a valid `Args`; then its fixed part is read, then the words that the entries have.
-        unsafe {
-            let mut args: Box<Args> = Box::new(std::mem::zeroed());
-            let to = (&raw mut *args).cast::<u8>();
-            std::ptr::copy_nonoverlapping(from.cast::<u8>(), to, words_at);
-            let each = if args.flags & FLAG_PLACES != 0 { 3 } else { 1 };
-            let bytes = args.entries as usize * each * 4;
-            std::ptr::copy_nonoverlapping(from.cast::<u8>().add(words_at), to.add(words_at), bytes);
-            let layers = (args.row_first + args.rows).div_ceil(args.parts) as usize;
-            let table = std::slice::from_raw_parts(args.layers as *const [u64; 4], layers);
-            Self {
-                layers: table.to_vec(),
-                args,
-            }
-        }
-    }
-
-    fn run(&self, number: usize) {
-        let a = &self.args;
-        let mut sums = vec![];
-        for entry in 0..a.entries {
-            for row in 0..a.rows {
-                for head in 0..a.heads {
-                    for chunk in 0..a.chunks_per_run {
-                        let sum = self.chunk(number, entry, row, head, chunk);
-                        sums.push((entry * a.heads + head, sum));
-                    }
-                }
-            }
-        }
-        for (i, (at, sum)) in sums.into_iter().enumerate() {
-            let partial = a.flags & FLAG_PARTIALS != 0;
-            let to = (a.sums + 8 * if partial { i as u64 } else { at as u64 }) as *const AtomicU64;
-            // SAFETY: inside the sums, as `Launch::args` asserts.
-            let to = unsafe { &*to };
-            if partial {
-                to.store(sum, Ordering::SeqCst);
-            } else {
-                to.fetch_add(sum, Ordering::SeqCst);
-            }
-        }
-        if a.flags & FLAG_SIGNAL != 0 {
-            // SAFETY: a word of the pinned memory under test.
-            unsafe { (*(a.signal as *const AtomicU32)).store(a.signal_value, Ordering::SeqCst) };
-        }
-    }
-
-    fn chunk(&self, number: usize, entry: u32, row: u32, head: u32, chunk: u32) -> u64 {
-        let a = &self.args;
-        let slot_row = a.row_first + row;
-        let [base, block_stride, part_stride, head_stride] =
-            self.layers[(slot_row / a.parts) as usize];
-        let places = a.flags & FLAG_PLACES != 0;
-        let word = |i: u32| a.words[i as usize] as u64;
-        let block = if places { word(3 * entry) } else { word(entry) };
-        let offset = chunk as u64 * a.chunk_bytes as u64;
-        let bytes = (a.inner_bytes - offset).min(a.chunk_bytes as u64);
-        let part = (slot_row % a.parts) as u64;
-        let near =
-            base + block * block_stride + part * part_stride + head as u64 * head_stride + offset;
-        let far = a.far + row as u64 * a.far_row_stride + head as u64 * a.inner_bytes + offset;
-        let far = far
-            + if places {
-                word(3 * entry + 1) | word(3 * entry + 2) << 32
-            } else {
-                entry as u64 * a.far_entry_stride
-            };
-        let from = if number == 2 { far } else { near };
-        let position = ((a.layer_first * a.parts + slot_row) as u64 * a.inner_bytes + offset) / 8;
-        let mut sum = 0u64;
-        for i in 0..bytes / 8 {
-            // SAFETY: as in `move_bytes`.
-            let word = unsafe { ((from + i * 8) as *const u64).read_unaligned() };
-            sum = sum.wrapping_add(term(word, key(position + i)));
-        }
-        match number {
-            1 => move_bytes(far, near, bytes as usize),
-            2 => move_bytes(near, far, bytes as usize),
-            _ => {}
-        }
-        sum
-    }
 }
 
 const fn table(new: bool) -> Api {
