@@ -161,7 +161,7 @@ pub(super) fn lints(ws: &Workspace, findings: &mut Findings) -> anyhow::Result<(
 
 /// Features add, and the default adds nothing that needs more of the machine than a Rust and a C compiler.
 pub(super) fn default_features(ws: &Workspace, findings: &mut Findings) -> anyhow::Result<()> {
-    const HARDWARE: &[&str] = &["cuda", "verbs", "etcd", "python"];
+    const HARDWARE: &[&str] = &["verbs", "etcd", "python"];
     for package in ws.public() {
         let default = package.features.get("default").into_iter().flatten();
         for feature in default.filter(|f| HARDWARE.contains(&f.as_str())) {
