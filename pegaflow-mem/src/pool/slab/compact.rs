@@ -51,7 +51,7 @@ impl SlabAllocator {
         self.moving.remove(&planned.from);
         self.arrived(planned.to);
         let (first, _) = self.find(planned.from)?;
-        let span = self.spans.get_mut(&first).expect("find returned it");
+        let span = self.spans.at(first);
         span.moves -= 1;
         if span.moves == 0 && span.free > 0 {
             self.classes[span.class as usize].open.insert(first);
@@ -62,7 +62,7 @@ impl SlabAllocator {
     /// A planned move to `to` is over, one way or the other.
     pub(super) fn arrived(&mut self, to: Place) {
         if let Ok((first, _)) = self.find(to) {
-            let span = self.spans.get_mut(&first).expect("find returned it");
+            let span = self.spans.at(first);
             span.arrivals = span.arrivals.saturating_sub(1);
         }
     }
@@ -84,7 +84,7 @@ impl SlabAllocator {
         let mut free: u64 = 0;
         let mut slabs: Vec<(u64, u32, u32)> = Vec::new();
         for first in &self.classes[class as usize].open {
-            let span = &self.spans[first];
+            let span = &self.spans[*first];
             if span.is_empty() {
                 continue;
             }
@@ -105,7 +105,7 @@ impl SlabAllocator {
         // Choose the slabs first: none of them may be another's destination.
         let mut sources = Vec::new();
         for (_, _, first) in slabs {
-            let span = &self.spans[&first];
+            let span = &self.spans[first];
             let live = (span.places - span.free) as u64;
             if free < span.free as u64 + live {
                 break;
@@ -133,7 +133,7 @@ impl SlabAllocator {
     /// Plans moves out of one slab into open slabs of its class, lowest first.
     fn plan_from(&mut self, first: u32, moves_max: usize, plan: &mut Vec<Move>) {
         let places: Vec<Place> = self.places(first).collect();
-        let class = self.spans[&first].class;
+        let class = self.spans[first].class;
         let bytes = self.classes[class as usize].bytes;
         for from in places {
             if plan.len() >= moves_max {
@@ -144,21 +144,15 @@ impl SlabAllocator {
             };
             let to = self.take_from(target);
             self.moving.insert(from, to);
-            self.spans
-                .get_mut(&target)
-                .expect("open slabs exist")
-                .arrivals += 1;
-            self.spans
-                .get_mut(&first)
-                .expect("the caller named it")
-                .moves += 1;
+            self.spans.at(target).arrivals += 1;
+            self.spans.at(first).moves += 1;
             plan.push(Move { from, to, bytes });
         }
     }
 
     fn reopen(&mut self, class: u32, slabs: impl Iterator<Item = u32>) {
         for first in slabs {
-            let span = &self.spans[&first];
+            let span = &self.spans[first];
             if span.moves == 0 && span.free > 0 {
                 self.classes[class as usize].open.insert(first);
             }
@@ -167,13 +161,12 @@ impl SlabAllocator {
 
     fn sink(&mut self, moves_max: usize, plan: &mut Vec<Move>) {
         self.release_empty();
-        let mut tops: Vec<u32> = self.spans.keys().copied().collect();
-        tops.sort_unstable_by_key(|first| u32::MAX - first);
+        let tops: Vec<u32> = self.spans.firsts().rev().collect();
         for top in tops {
             if self.units.runs().next().is_none_or(|(hole, _)| hole > top) {
                 return;
             }
-            let span = &self.spans[&top];
+            let span = &self.spans[top];
             if span.moves == 0 && span.arrivals == 0 && self.sink_one(top, moves_max, plan) {
                 return;
             }
@@ -183,7 +176,7 @@ impl SlabAllocator {
     /// Moves slab `top` into holes below it, if all its live places fit there; says whether it planned anything.
     fn sink_one(&mut self, top: u32, moves_max: usize, plan: &mut Vec<Move>) -> bool {
         let (class, live, places) = {
-            let span = &self.spans[&top];
+            let span = &self.spans[top];
             (
                 span.class,
                 (span.places - span.free) as u64,
@@ -196,7 +189,7 @@ impl SlabAllocator {
             .range(..top)
             .copied()
             .collect();
-        let mut room: u64 = below.iter().map(|f| self.spans[f].free as u64).sum();
+        let mut room: u64 = below.iter().map(|f| self.spans[*f].free as u64).sum();
         let mut new = Vec::new();
         let mut added = 0;
         for (first, hole) in self.units.runs().take_while(|(first, _)| *first < top) {

@@ -17,7 +17,7 @@ mod tests;
 mod units;
 
 use crate::{Error, Result};
-use span::Span;
+use span::{Span, Spans};
 use std::collections::{BTreeSet, HashMap};
 use units::Units;
 
@@ -93,9 +93,11 @@ pub struct SlabAllocator {
     units: Units,
     unit_shift: u32,
     /// By first unit.
-    spans: HashMap<u32, Span>,
+    spans: Spans,
     classes: Vec<Class>,
     class_of: HashMap<u64, u32>,
+    /// The row asked for last: most pools have one size.
+    last_class: u32,
     /// First units of slabs without a live place.
     empty: BTreeSet<u32>,
     /// Planned moves: from -> to.
@@ -115,9 +117,10 @@ impl SlabAllocator {
         Self {
             units: Units::new(units),
             unit_shift: unit.trailing_zeros(),
-            spans: HashMap::new(),
+            spans: Spans::new(units),
             classes: Vec::new(),
             class_of: HashMap::new(),
+            last_class: 0,
             empty: BTreeSet::new(),
             moving: HashMap::new(),
             live_bytes: 0,
@@ -180,7 +183,7 @@ impl SlabAllocator {
     /// [`Error::NotAllocated`]; nothing changes then.
     pub fn free(&mut self, place: Place) -> Result<u64> {
         let (first, index) = self.find(place)?;
-        let span = self.spans.get_mut(&first).expect("find returned it");
+        let span = self.spans.at(first);
         if !span.give(index) {
             return Err(Error::NotAllocated { place: place.0 });
         }
@@ -188,15 +191,18 @@ impl SlabAllocator {
         let bytes = self.classes[class as usize].bytes;
         self.live_bytes -= bytes;
         self.live_places -= 1;
-        let moved = self.moving.remove(&place);
-        if moved.is_some() {
-            span.moves -= 1;
-        }
-        if span.is_empty() {
-            self.empty.insert(first);
-        }
-        if span.moves == 0 {
+        let moved = if span.moves > 0 {
+            self.moving.remove(&place)
+        } else {
+            None
+        };
+        span.moves -= moved.is_some() as u32;
+        let (empty, opened) = (span.is_empty(), span.free == 1 || moved.is_some());
+        if opened && span.moves == 0 {
             self.classes[class as usize].open.insert(first);
+        }
+        if empty {
+            self.empty.insert(first);
         }
         if let Some(to) = moved {
             self.arrived(to);
@@ -224,17 +230,17 @@ impl SlabAllocator {
     /// Whether the place is handed out.
     pub fn is_live(&self, place: Place) -> bool {
         self.find(place)
-            .is_ok_and(|(first, index)| self.spans[&first].is_live(index))
+            .is_ok_and(|(first, index)| self.spans[first].is_live(index))
     }
 
     /// All slabs, in no particular order.
     pub fn slabs(&self) -> impl Iterator<Item = SlabInfo> + '_ {
-        self.spans.keys().map(|first| self.info(*first))
+        self.spans.firsts().map(|first| self.info(first))
     }
 
     /// The live places of a slab, in order.
     pub fn places(&self, slab: u32) -> impl Iterator<Item = Place> + '_ {
-        self.spans.get(&slab).into_iter().flat_map(move |span| {
+        self.spans.get(slab).into_iter().flat_map(move |span| {
             let bytes = self.classes[span.class as usize].bytes;
             let start = (slab as u64) << self.unit_shift;
             span.live().map(move |i| Place(start + i as u64 * bytes))
@@ -282,7 +288,7 @@ impl SlabAllocator {
     /// [`Error::NotAllocated`] if no slab has such a place, [`Error::InUse`] if it is taken.
     pub fn mark_used(&mut self, place: Place) -> Result<()> {
         let (first, index) = self.find(place)?;
-        let span = self.spans.get_mut(&first).expect("find returned it");
+        let span = self.spans.at(first);
         if !span.take(index) {
             return Err(Error::InUse { place: place.0 });
         }
@@ -292,7 +298,6 @@ impl SlabAllocator {
 
     /// How full the pool is.
     pub fn stats(&self) -> SlabStats {
-        let spans: usize = self.spans.values().map(Span::metadata_bytes).sum();
         SlabStats {
             capacity_bytes: self.capacity_bytes(),
             live_bytes: self.live_bytes,
@@ -300,12 +305,12 @@ impl SlabAllocator {
             unassigned_bytes: (self.units.free() as u64) << self.unit_shift,
             slabs: self.spans.len() as u32,
             slabs_empty: self.empty.len() as u32,
-            metadata_bytes: (spans + self.units.metadata_bytes()) as u64,
+            metadata_bytes: (self.spans.metadata_bytes() + self.units.metadata_bytes()) as u64,
         }
     }
 
     fn info(&self, first: u32) -> SlabInfo {
-        let span = &self.spans[&first];
+        let span = &self.spans[first];
         SlabInfo {
             slab: first,
             units: span.units,
@@ -322,7 +327,7 @@ impl SlabAllocator {
         let Some(first) = self.units.owner(unit) else {
             return Err(missing);
         };
-        let span = &self.spans[&first];
+        let span = &self.spans[first];
         let bytes = self.classes[span.class as usize].bytes;
         let within = place.0 - ((first as u64) << self.unit_shift);
         let index = within / bytes;
@@ -333,6 +338,18 @@ impl SlabAllocator {
     }
 
     fn class(&mut self, bytes: u64) -> u32 {
+        if self
+            .classes
+            .get(self.last_class as usize)
+            .is_some_and(|c| c.bytes == bytes)
+        {
+            return self.last_class;
+        }
+        self.last_class = self.class_row(bytes);
+        self.last_class
+    }
+
+    fn class_row(&mut self, bytes: u64) -> u32 {
         if let Some(class) = self.class_of.get(&bytes) {
             return *class;
         }
@@ -357,7 +374,7 @@ impl SlabAllocator {
     }
 
     fn take_from(&mut self, first: u32) -> Place {
-        let span = self.spans.get_mut(&first).expect("open slabs exist");
+        let span = self.spans.at(first);
         let index = span.take_first().expect("open slabs have a free place");
         let bytes = self.took(first);
         Place(((first as u64) << self.unit_shift) + index as u64 * bytes)
@@ -365,12 +382,14 @@ impl SlabAllocator {
 
     /// Books one more live place in the slab; returns its size.
     fn took(&mut self, first: u32) -> u64 {
-        let span = &self.spans[&first];
+        let span = &self.spans[first];
         let class = &mut self.classes[span.class as usize];
         if span.free == 0 {
             class.open.remove(&first);
         }
-        self.empty.remove(&first);
+        if span.free + 1 == span.places {
+            self.empty.remove(&first);
+        }
         self.live_bytes += class.bytes;
         self.live_places += 1;
         class.bytes
@@ -410,7 +429,7 @@ impl SlabAllocator {
 
     fn release_empty(&mut self) {
         for first in std::mem::take(&mut self.empty) {
-            let span = self.spans.remove(&first).expect("empty slabs exist");
+            let span = self.spans.remove(first);
             let class = &mut self.classes[span.class as usize];
             class.open.remove(&first);
             class.slabs -= 1;

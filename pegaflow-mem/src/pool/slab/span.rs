@@ -81,6 +81,69 @@ impl Span {
     }
 }
 
+/// All slabs by their first unit: a row per unit, so that finding one costs no hash.
+#[derive(Debug)]
+pub(super) struct Spans {
+    rows: Vec<Option<Box<Span>>>,
+    len: usize,
+}
+
+impl Spans {
+    pub(super) fn new(units: u32) -> Self {
+        Self {
+            rows: (0..units).map(|_| None).collect(),
+            len: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn get(&self, first: u32) -> Option<&Span> {
+        self.rows.get(first as usize)?.as_deref()
+    }
+
+    /// The slab at `first`, which must exist.
+    pub(super) fn at(&mut self, first: u32) -> &mut Span {
+        self.rows[first as usize]
+            .as_deref_mut()
+            .expect("a slab starts at this unit")
+    }
+
+    pub(super) fn insert(&mut self, first: u32, span: Span) {
+        let before = self.rows[first as usize].replace(Box::new(span));
+        debug_assert!(before.is_none(), "two slabs at unit {first}");
+        self.len += 1;
+    }
+
+    pub(super) fn remove(&mut self, first: u32) -> Span {
+        self.len -= 1;
+        *self.rows[first as usize]
+            .take()
+            .expect("a slab starts at this unit")
+    }
+
+    /// First units, lowest first.
+    pub(super) fn firsts(&self) -> impl DoubleEndedIterator<Item = u32> + '_ {
+        let rows = self.rows.iter().enumerate();
+        rows.filter_map(|(first, row)| row.as_ref().map(|_| first as u32))
+    }
+
+    pub(super) fn metadata_bytes(&self) -> usize {
+        let rows = self.rows.iter().flatten();
+        self.rows.len() * 8 + rows.map(|s| s.metadata_bytes()).sum::<usize>()
+    }
+}
+
+impl std::ops::Index<u32> for Spans {
+    type Output = Span;
+
+    fn index(&self, first: u32) -> &Span {
+        self.get(first).expect("a slab starts at this unit")
+    }
+}
+
 /// How many units a slab of this class must have (one place), and should have (little waste).
 pub(super) fn units_for(class_bytes: u64, unit_bytes: u64, units: u32) -> (u32, u32) {
     let least = u32::try_from(class_bytes.div_ceil(unit_bytes)).unwrap_or(u32::MAX);
