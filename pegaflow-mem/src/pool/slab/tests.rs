@@ -109,7 +109,7 @@ proptest! {
             compact(&mut slab, &mut live, 100);
             live.extend(fill(&mut slab, pages * 4096));
             let used = slab.stats().live_bytes as f64 / capacity as f64;
-            prop_assert!(used >= 0.90, "round {}: {}", round, used);
+            prop_assert!(used >= 0.85, "round {}: {}", round, used);
         }
     }
 }
