@@ -1,7 +1,7 @@
 // Copyright PegaFlow contributors.
 // SPDX-License-Identifier: Apache-2.0
 
-//! Host memory pools, devices, copy engine and checksums for KV-cache blocks.
+#![doc = include_str!("../README.md")]
 
 pub mod checksum;
 pub mod copy;
