@@ -3,6 +3,7 @@
 //! The PegaFlow node: index, leases, eviction, shared-memory pools, gRPC server and client.
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod control;
 pub mod core;
 pub mod describe;
@@ -15,3 +16,7 @@ pub mod replay;
 pub mod rpc;
 #[cfg(feature = "server")]
 pub mod server;
+
+mod error;
+
+pub use error::{Error, ErrorKind, Result};

@@ -117,6 +117,13 @@ pub fn append_namespace<W: Words + ?Sized>(
     Some(next)
 }
 
+/// Bytes that one more entry of the log may have, if the log ends at word `at`.
+#[must_use]
+pub fn namespace_room(geometry: &Geometry, at: u64) -> u64 {
+    let end = geometry.namespaces() + NAMESPACE_WORDS;
+    end.saturating_sub(at + 2 * ENTRY_WORDS) * 8
+}
+
 /// A session as the control file has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionEntry {

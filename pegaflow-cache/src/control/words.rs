@@ -5,73 +5,86 @@
 //! Everything in a control file is made of words that are loaded and stored whole: another process
 //! may look at any moment, and this one may be killed at any moment, so a torn value must not be.
 
+#[cfg(test)]
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Words that other processes may see. Loads outside are 0 and stores outside do nothing in release
-/// builds: offsets are checked where they are made, this is the last fence.
-pub trait Words {
-    /// All of them.
-    fn words(&self) -> &[AtomicU64];
+use pegaflow_mem::pool::shm::SharedMemory;
 
+/// Words that other processes may see. Loads outside are 0 and stores outside do nothing: offsets
+/// are checked where they are made, this is the last fence.
+pub trait Words {
     /// One word, with whatever was stored before it.
-    fn load(&self, at: u64) -> u64 {
-        self.word(at).map_or(0, |word| word.load(Ordering::Acquire))
-    }
+    fn load(&self, at: u64) -> u64;
 
     /// Sets one word, after everything stored before.
+    fn store(&self, at: u64, value: u64);
+
+    /// How many there are.
+    fn len_words(&self) -> u64;
+
+    /// Copies words out, one after the other.
+    fn load_all(&self, at: u64, out: &mut [u64]) {
+        for (out, at) in out.iter_mut().zip(at..) {
+            *out = self.load(at);
+        }
+    }
+
+    /// Copies words in, one after the other.
+    fn store_all(&self, at: u64, values: &[u64]) {
+        for (value, at) in values.iter().zip(at..) {
+            self.store(at, *value);
+        }
+    }
+}
+
+impl Words for SharedMemory {
+    fn load(&self, at: u64) -> u64 {
+        self.word(at.saturating_mul(8))
+            .map_or(0, |word| word.load())
+    }
+
     fn store(&self, at: u64, value: u64) {
-        if let Some(word) = self.word(at) {
+        let stored = self
+            .word(at.saturating_mul(8))
+            .and_then(|word| word.store(value));
+        debug_assert!(stored.is_ok(), "word {at}: {stored:?}");
+    }
+
+    fn len_words(&self) -> u64 {
+        self.len() / 8
+    }
+}
+
+#[cfg(test)]
+impl Words for [AtomicU64] {
+    fn load(&self, at: u64) -> u64 {
+        let word = usize::try_from(at).ok().and_then(|at| self.get(at));
+        word.map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    fn store(&self, at: u64, value: u64) {
+        if let Some(word) = usize::try_from(at).ok().and_then(|at| self.get(at)) {
             word.store(value, Ordering::Release);
         }
     }
 
-    /// One word.
-    fn word(&self, at: u64) -> Option<&AtomicU64> {
-        self.words().get(usize::try_from(at).ok()?)
-    }
-
-    /// Copies words out, in no particular order.
-    fn load_all(&self, at: u64, out: &mut [u64]) {
-        let words = run(self.words(), at, out.len()).unwrap_or(&[]);
-        out.fill(0);
-        for (out, word) in out.iter_mut().zip(words) {
-            *out = word.load(Ordering::Relaxed);
-        }
-    }
-
-    /// Copies words in, in no particular order.
-    fn store_all(&self, at: u64, values: &[u64]) {
-        let words = run(self.words(), at, values.len());
-        debug_assert!(
-            words.is_some(),
-            "{} words at {at} are outside",
-            values.len()
-        );
-        for (word, value) in words.unwrap_or(&[]).iter().zip(values) {
-            word.store(*value, Ordering::Relaxed);
-        }
-    }
-
-    /// How many there are.
     fn len_words(&self) -> u64 {
-        self.words().len() as u64
+        self.len() as u64
     }
 }
 
-fn run(words: &[AtomicU64], at: u64, len: usize) -> Option<&[AtomicU64]> {
-    let at = usize::try_from(at).ok()?;
-    words.get(at..at.checked_add(len)?)
-}
-
-impl Words for [AtomicU64] {
-    fn words(&self) -> &[AtomicU64] {
-        self
-    }
-}
-
+#[cfg(test)]
 impl Words for Vec<AtomicU64> {
-    fn words(&self) -> &[AtomicU64] {
-        self
+    fn load(&self, at: u64) -> u64 {
+        self.as_slice().load(at)
+    }
+
+    fn store(&self, at: u64, value: u64) {
+        self.as_slice().store(at, value);
+    }
+
+    fn len_words(&self) -> u64 {
+        self.len() as u64
     }
 }
 

@@ -17,6 +17,7 @@ mod action;
 pub(crate) mod block;
 #[cfg(test)]
 mod check;
+mod claim;
 mod counters;
 mod error;
 mod evict;

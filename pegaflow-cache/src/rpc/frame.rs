@@ -49,10 +49,12 @@ pub enum Op {
     Stats = 12,
     /// `SessionEvent`, from the server without being asked.
     Event = 13,
+    /// `AttachRequest`: first frame of a session's further connections.
+    Attach = 14,
 }
 
 impl Op {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Hello,
         Self::RegisterNamespace,
         Self::Lookup,
@@ -66,6 +68,7 @@ impl Op {
         Self::Quiesced,
         Self::Stats,
         Self::Event,
+        Self::Attach,
     ];
 
     /// The op of a number of the wire, if this build knows it.
@@ -110,6 +113,36 @@ pub enum FrameError {
 impl Header {
     /// Bytes of a header.
     pub const BYTES: usize = 16;
+
+    /// The header of a request; its length is filled in by [`put`].
+    #[must_use]
+    pub fn request(op: Op, id: u32, timeout_ms: u32) -> Self {
+        Self {
+            body_bytes: 0,
+            id,
+            op: op as u16,
+            failed: false,
+            timeout_ms,
+        }
+    }
+
+    /// The header of a good reply; its length is filled in by [`put`].
+    #[must_use]
+    pub fn reply(op: Op, id: u32) -> Self {
+        Self::request(op, id, 0)
+    }
+
+    /// The header of a reply whose body is a `Failure`. The number is kept as it came.
+    #[must_use]
+    pub fn failure(op: u16, id: u32) -> Self {
+        Self {
+            body_bytes: 0,
+            id,
+            op,
+            failed: true,
+            timeout_ms: 0,
+        }
+    }
 
     /// The header as it travels.
     #[must_use]

@@ -8,6 +8,22 @@
 //! calls. Measured on the development machine for a request and reply of 1 KiB: 17-46 us as
 //! frames, 54-125 us over gRPC, so gRPC alone would miss the 60 us aimed at for a small lookup.
 
+mod access;
+pub(crate) mod call;
+mod failure;
 pub mod frame;
+mod grpc;
 pub mod handover;
 pub mod proto;
+mod serve;
+mod session_socket;
+
+pub use access::Access;
+pub use serve::{Listeners, serve};
+
+/// Oldest protocol version this build speaks.
+pub const VERSION_MIN: u32 = 1;
+/// Newest protocol version this build speaks.
+pub const VERSION_MAX: u32 = 1;
+/// Longest body of a frame, and longest gRPC message, in bytes.
+pub const FRAME_BYTES_MAX: u32 = 8 << 20;

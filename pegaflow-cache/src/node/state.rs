@@ -1,0 +1,241 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+//! What a node holds under its one lock: the core, and the world its actions change.
+//!
+//! Invariant: whoever takes the lock leaves no action unapplied. So records in the control files
+//! always say what the core believes.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use pegaflow_mem::SlabAllocator;
+
+use super::layout::{GroupLayout, NamespaceLayout};
+use super::pool::Pool;
+use super::sessions::Sessions;
+use super::tickets::Tickets;
+use crate::control::record::{self, Record};
+use crate::control::tables;
+use crate::core::{
+    Action, Core, HybridReply, LeaseId, LookupReply, NamespaceIndex, Place, ReserveReply,
+    SessionId, TicketId,
+};
+use crate::rpc::proto::{SessionEvent, session_event::Kind};
+
+/// What the holder of a write lease will bring checksums of.
+#[derive(Debug, Clone)]
+pub(super) struct WriteLease {
+    pub(super) session: SessionId,
+    /// Heads of a whole block.
+    pub(super) heads_all: u32,
+    pub(super) stages: Range<u32>,
+    pub(super) heads: Range<u32>,
+    /// Items that are not sealed.
+    pub(super) open: u32,
+}
+
+impl WriteLease {
+    /// Checksums that come with one block.
+    pub(super) fn checksums(&self) -> usize {
+        self.stages.len() * self.heads.len()
+    }
+}
+
+/// A block to copy, outside the lock.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Move {
+    pub(super) from: Place,
+    pub(super) to: Place,
+    pub(super) bytes: u64,
+    pub(super) generation: u32,
+}
+
+/// What came with a seal request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sums<'a> {
+    pub(super) lease: &'a WriteLease,
+    pub(super) checksums: &'a [u64],
+}
+
+/// Everything under the lock.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) core: Core,
+    pub(super) pools: Vec<Pool>,
+    pub(super) tickets: Tickets,
+    pub(super) sessions: Sessions,
+    /// By their numbers.
+    pub(super) namespaces: Vec<NamespaceLayout>,
+    /// Where the namespace log of the first pool ends.
+    pub(super) namespaces_end: u64,
+    pub(super) writes: HashMap<LeaseId, WriteLease>,
+    pub(super) moves: Vec<Move>,
+    pub(super) actions: Vec<Action>,
+    pub(super) lookup: LookupReply,
+    pub(super) hybrid: HybridReply,
+    pub(super) reserve: ReserveReply,
+    pub(super) recovered: u64,
+    pub(super) dropped_unsealed: u64,
+}
+
+impl State {
+    /// Applies what the core wants done, in order.
+    pub(super) fn apply(&mut self, sums: Option<Sums<'_>>) {
+        let mut actions = std::mem::take(&mut self.actions);
+        for action in actions.drain(..) {
+            self.apply_one(action, sums);
+        }
+        self.actions = actions;
+    }
+
+    fn apply_one(&mut self, action: Action, sums: Option<Sums<'_>>) {
+        match action {
+            Action::AssignSlab {
+                pool,
+                slab,
+                units,
+                place_bytes,
+            } => self.pools[usize::from(pool)].assign_slab(slab, units, place_bytes),
+            Action::ReleaseSlab { pool, slab } => {
+                self.pools[usize::from(pool)].release_slab(slab);
+            }
+            Action::BeginRecord {
+                place,
+                generation,
+                namespace,
+                group,
+                session,
+                key,
+                parent,
+            } => {
+                let record = Record {
+                    generation,
+                    key,
+                    parent,
+                    namespace: namespace.0,
+                    group,
+                    checksums: self.checksums(namespace, group.0),
+                };
+                let writers = self.sessions.bit(session);
+                let pool = &self.pools[usize::from(place.pool())];
+                if let Some(at) = pool.roomy_record_at(place.offset(), record.checksums) {
+                    record.begin(&*pool.control, at, writers);
+                }
+            }
+            Action::JoinRecord { place, session, .. } => {
+                let writers = self.sessions.bit(session);
+                self.on_record(place, |pool, at| record::join(&*pool.control, at, writers));
+            }
+            Action::SealRecord {
+                place,
+                item,
+                complete,
+                ..
+            } => self.seal_record(place, item, complete, sums),
+            Action::EraseRecord { place, .. } => {
+                self.on_record(place, |pool, at| record::erase(&*pool.control, at));
+            }
+            Action::MoveBlock {
+                from,
+                to,
+                bytes,
+                generation,
+                ..
+            } => self.moves.push(Move {
+                from,
+                to,
+                bytes,
+                generation,
+            }),
+            Action::Ticket {
+                ticket,
+                ready,
+                done,
+            } => self.tickets.put(ticket, ready, done),
+            Action::WriteExpired { session, lease } => self.write_expired(session, lease),
+        }
+    }
+
+    fn seal_record(&self, place: Place, item: u32, complete: bool, sums: Option<Sums<'_>>) {
+        let Some(Sums { lease, checksums }) = sums else {
+            debug_assert!(false, "only a seal request seals");
+            return;
+        };
+        let each = lease.checksums();
+        let own = checksums.chunks_exact(each).nth(item as usize);
+        self.on_record(place, |pool, at| {
+            let file = &*pool.control;
+            let rows = own.unwrap_or(&[]).chunks_exact(lease.heads.len());
+            for (stage, row) in lease.stages.clone().zip(rows) {
+                let first = stage * lease.heads_all + lease.heads.start;
+                record::put_checksums(file, at, first, row);
+            }
+            if complete {
+                Record::read(file, at).1.seal(file, at);
+            }
+        });
+    }
+
+    fn on_record(&self, place: Place, f: impl FnOnce(&Pool, u64)) {
+        let pool = &self.pools[usize::from(place.pool())];
+        let at = pool.record_at(place.offset());
+        debug_assert!(at.is_some(), "{place:?} has no record");
+        if let Some(at) = at {
+            f(pool, at);
+        }
+    }
+
+    fn checksums(&self, namespace: NamespaceIndex, group: u16) -> u16 {
+        let layout = self.namespaces.get(namespace.0 as usize);
+        let group = layout.and_then(|layout| layout.groups.get(usize::from(group)));
+        group.map_or(0, |group| group.checksums() as u16)
+    }
+
+    fn write_expired(&mut self, session: SessionId, lease: LeaseId) {
+        tracing::warn!(
+            session = session.0,
+            lease = lease.0,
+            "a reservation is over its time; its places stay out of use until the client is quiet or gone"
+        );
+        if let Some(session) = self.sessions.get(session) {
+            session.tell(SessionEvent {
+                kind: Kind::WriteExpired.into(),
+                lease: lease.0,
+            });
+        }
+    }
+
+    /// Whether records of the group fit beside its places; if so, slabs of such places have room for
+    /// them from now on.
+    pub(super) fn fits(&mut self, group: &GroupLayout) -> bool {
+        let place_bytes = SlabAllocator::class_bytes(group.shape.bytes());
+        let checksums = group.checksums();
+        let mut pools = self.pools.iter_mut();
+        pools.all(|pool| pool.expect_records(place_bytes, checksums))
+    }
+
+    /// Notes a namespace that the core has just given the next number.
+    pub(super) fn add_layout(&mut self, layout: NamespaceLayout) {
+        self.namespaces.push(layout);
+    }
+
+    /// Ends what the shell keeps for a session that is gone.
+    pub(super) fn forget_session(&mut self, session: SessionId) {
+        self.writes.retain(|_, lease| lease.session != session);
+        if let Some(entry) = self.sessions.remove(session) {
+            self.erase_entry(entry);
+        }
+    }
+
+    pub(super) fn erase_entry(&self, entry: u64) {
+        let pool = &self.pools[0];
+        tables::erase_session(&*pool.control, &pool.geometry, entry);
+    }
+
+    /// The ticket is no longer needed.
+    pub(super) fn drop_ticket(&mut self, ticket: Option<TicketId>) {
+        if let Some(ticket) = ticket {
+            self.tickets.give(ticket);
+        }
+    }
+}

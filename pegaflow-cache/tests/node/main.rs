@@ -1,0 +1,7 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+//! A node as its clients meet it: in this process, over sockets, killed and started again.
+
+mod api;
+mod restart;
+mod support;
