@@ -136,6 +136,8 @@ pub struct Settings {
     pub copy_below_bytes: u64,
     /// Bytes of pinned blocks, in percent of the store.
     pub pinned_percent_max: u32,
+    /// Make a new store, whatever the devices hold now.
+    pub format: bool,
     /// How the device is used.
     pub io: IoSettings,
 }
@@ -150,9 +152,10 @@ impl Default for Settings {
             admission: Admission::All,
             write_queue_bytes_max: 256 << 20,
             read_queue_bytes_max: 256 << 20,
-            batch_bytes_max: 8 << 20,
+            batch_bytes_max: 1 << 20,
             copy_below_bytes: 64 << 10,
             pinned_percent_max: 50,
+            format: false,
             io: IoSettings::default(),
         }
     }
