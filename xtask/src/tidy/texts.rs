@@ -56,7 +56,7 @@ pub(super) fn commands(ws: &Workspace, findings: &mut Findings) -> anyhow::Resul
     for (path, document) in documents(ws)? {
         let lines = document.commands.iter().flat_map(|line| simple(line));
         let spans = document.spans.iter().map(String::as_str);
-        let spans = spans.filter(|span| span.starts_with("cargo xtask "));
+        let spans = spans.filter(|span| span.starts_with("cargo "));
         for words in lines.chain(spans.map(split)) {
             if let Err(complaint) = known.check(&words) {
                 let command = words.join(" ");
