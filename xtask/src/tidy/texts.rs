@@ -165,6 +165,9 @@ impl Known<'_> {
     }
 
     fn xtask(&self, words: &[String]) -> Result<(), String> {
+        if words.len() == 1 {
+            return Ok(()); // the tool itself
+        }
         let cli = Cli::try_parse_from(words).map_err(|error| error.kind().to_string())?;
         match &cli.command {
             crate::Command::Bench(args) => args.name.as_deref().map_or(Ok(()), |name| {
