@@ -3,9 +3,9 @@
 
 //! Which places to move so that slabs run empty and the free units lie together.
 //!
-//! Two steps. *Pack*: within a class, empty the sparsest slabs into the free places of the others. *Sink*: where nothing is
-//! left to pack but free units are scattered, move whole slabs from the top of the pool into holes below. Packing lowers the number of places that slabs hold;
-//! sinking keeps it and lowers addresses: so repeated plans end.
+//! Two steps. *Pack*: within a class, empty the sparsest slabs into the free places of the others. *Sink* (see there): where
+//! nothing is left to pack but free units are scattered, move whole slabs. A slab whose moves do not fit into one plan is *leaving*: it gets nothing new, and the
+//! next plan goes on with it. Packing lowers the number of places that slabs hold; sinking keeps it: so repeated plans end.
 
 use super::{Place, SlabAllocator};
 
@@ -29,6 +29,7 @@ impl SlabAllocator {
     /// are done or abandoned, the slabs they leave get no new places. Cost: proportional to the number of slabs.
     pub fn compaction_plan(&mut self, moves_max: usize) -> Vec<Move> {
         let mut plan = Vec::new();
+        self.go_on(moves_max, &mut plan);
         for class in 0..self.classes.len() as u32 {
             self.pack(class, moves_max, &mut plan);
         }
@@ -51,11 +52,8 @@ impl SlabAllocator {
         self.moving.remove(&planned.from);
         self.arrived(planned.to);
         let (first, _) = self.find(planned.from)?;
-        let span = self.spans.at(first);
-        span.moves -= 1;
-        if span.moves == 0 && span.free > 0 {
-            self.classes[span.class as usize].open.insert(first);
-        }
+        self.spans.at(first).moves -= 1;
+        self.stop_leaving(first);
         self.free(planned.to).map(|_| ())
     }
 
@@ -130,18 +128,43 @@ impl SlabAllocator {
         self.reopen(class, sources.into_iter().chain(empties));
     }
 
-    /// Plans moves out of one slab into open slabs of its class, lowest first.
-    fn plan_from(&mut self, first: u32, moves_max: usize, plan: &mut Vec<Move>) {
+    /// Slabs that earlier plans began to empty.
+    fn go_on(&mut self, moves_max: usize, plan: &mut Vec<Move>) {
+        for first in self.leaving.clone() {
+            if self.spans[first].moves == 0 {
+                self.stop_leaving(first);
+                let class = self.spans[first].class;
+                self.classes[class as usize].open.remove(&first);
+                self.plan_from(first, moves_max, plan);
+                self.reopen(class, std::iter::once(first));
+            }
+        }
+    }
+
+    /// The slab is as others again.
+    pub(super) fn stop_leaving(&mut self, first: u32) {
+        self.leaving.remove(&first);
+        self.spans.at(first).leaving = false;
+        let class = self.spans[first].class;
+        self.reopen(class, std::iter::once(first));
+    }
+
+    /// Plans moves out of one slab into open slabs of its class, lowest first. The caller closed the slab itself.
+    pub(super) fn plan_from(&mut self, first: u32, moves_max: usize, plan: &mut Vec<Move>) {
         let places: Vec<Place> = self.places(first).collect();
         let class = self.spans[first].class;
         let bytes = self.classes[class as usize].bytes;
         for from in places {
-            if plan.len() >= moves_max {
-                return;
-            }
             let Some(target) = self.classes[class as usize].open.first().copied() else {
                 return;
             };
+            if plan.len() >= moves_max {
+                if self.spans[first].moves > 0 {
+                    self.spans.at(first).leaving = true;
+                    self.leaving.insert(first);
+                }
+                return;
+            }
             let to = self.take_from(target);
             self.moving.insert(from, to);
             self.spans.at(target).arrivals += 1;
@@ -150,80 +173,12 @@ impl SlabAllocator {
         }
     }
 
-    fn reopen(&mut self, class: u32, slabs: impl Iterator<Item = u32>) {
+    pub(super) fn reopen(&mut self, class: u32, slabs: impl Iterator<Item = u32>) {
         for first in slabs {
             let span = &self.spans[first];
-            if span.moves == 0 && span.free > 0 {
+            if span.moves == 0 && span.free > 0 && !span.leaving {
                 self.classes[class as usize].open.insert(first);
             }
         }
-    }
-
-    fn sink(&mut self, moves_max: usize, plan: &mut Vec<Move>) {
-        self.release_empty();
-        let tops: Vec<u32> = self.spans.firsts().rev().collect();
-        for top in tops {
-            if self.units.runs().next().is_none_or(|(hole, _)| hole > top) {
-                return;
-            }
-            let span = &self.spans[top];
-            if span.moves == 0 && span.arrivals == 0 && self.sink_one(top, moves_max, plan) {
-                return;
-            }
-        }
-    }
-
-    /// Moves slab `top` into holes below it, if all its live places fit there; says whether it planned anything.
-    fn sink_one(&mut self, top: u32, moves_max: usize, plan: &mut Vec<Move>) -> bool {
-        let (class, live, places) = {
-            let span = &self.spans[top];
-            (
-                span.class,
-                (span.places - span.free) as u64,
-                span.places as u64,
-            )
-        };
-        let bytes = self.classes[class as usize].bytes;
-        let below: Vec<u32> = self.classes[class as usize]
-            .open
-            .range(..top)
-            .copied()
-            .collect();
-        let mut room: u64 = below.iter().map(|f| self.spans[*f].free as u64).sum();
-        let mut new = Vec::new();
-        let mut added = 0;
-        for (first, hole) in self.units.runs().take_while(|(first, _)| *first < top) {
-            if room >= live {
-                break;
-            }
-            let want = ((live - room) * bytes).div_ceil(self.unit_bytes());
-            let mut units = want.min(hole as u64);
-            let fit = |units: u64| (units << self.unit_shift) / bytes;
-            while units > 0 && added + fit(units) > places {
-                units -= 1;
-            }
-            if fit(units) > 0 {
-                new.push((first, units as u32));
-                (room, added) = (room + fit(units), added + fit(units));
-            }
-        }
-        if room < live {
-            return false;
-        }
-        for (first, units) in new {
-            self.add_span(class, first, units);
-        }
-        let above: Vec<u32> = self.classes[class as usize]
-            .open
-            .range(top..)
-            .copied()
-            .collect();
-        for first in &above {
-            self.classes[class as usize].open.remove(first);
-        }
-        let before = plan.len();
-        self.plan_from(top, moves_max, plan);
-        self.reopen(class, above.into_iter());
-        plan.len() > before
     }
 }

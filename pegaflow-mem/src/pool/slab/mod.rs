@@ -11,6 +11,8 @@
 
 mod bits;
 mod compact;
+
+mod sink;
 mod span;
 #[cfg(test)]
 mod tests;
@@ -102,6 +104,8 @@ pub struct SlabAllocator {
     empty: BTreeSet<u32>,
     /// Planned moves: from -> to.
     moving: HashMap<Place, Place>,
+    /// First units of slabs that are being emptied over several plans.
+    leaving: BTreeSet<u32>,
     live_bytes: u64,
     live_places: u64,
     events: Option<Vec<SlabEvent>>,
@@ -123,6 +127,7 @@ impl SlabAllocator {
             last_class: 0,
             empty: BTreeSet::new(),
             moving: HashMap::new(),
+            leaving: BTreeSet::new(),
             live_bytes: 0,
             live_places: 0,
             events: None,
@@ -172,7 +177,7 @@ impl SlabAllocator {
         let class = self.class(class_bytes);
         let first = match self.classes[class as usize].open.first() {
             Some(first) => *first,
-            None => self.new_span(class)?,
+            None => self.new_span(class).or_else(|| self.call_back(class))?,
         };
         Some(self.take_from(first))
     }
@@ -198,7 +203,11 @@ impl SlabAllocator {
         };
         span.moves -= moved.is_some() as u32;
         let (empty, opened) = (span.is_empty(), span.free == 1 || moved.is_some());
-        if opened && span.moves == 0 {
+        if empty && span.leaving {
+            span.leaving = false;
+            self.leaving.remove(&first);
+        }
+        if opened && span.moves == 0 && !span.leaving {
             self.classes[class as usize].open.insert(first);
         }
         if empty {
@@ -409,6 +418,17 @@ impl SlabAllocator {
         let places = ((found as u64) << self.unit_shift) / bytes;
         let units = (places * bytes).div_ceil(self.unit_bytes()) as u32;
         self.add_span(class, first, units);
+        Some(first)
+    }
+
+    /// With no room elsewhere, a slab that was to be emptied serves again.
+    fn call_back(&mut self, class: u32) -> Option<u32> {
+        let ready = |first: &&u32| {
+            let span = &self.spans[**first];
+            span.class == class && span.moves == 0 && span.free > 0
+        };
+        let first = *self.leaving.iter().find(ready)?;
+        self.stop_leaving(first);
         Some(first)
     }
 

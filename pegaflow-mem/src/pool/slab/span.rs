@@ -22,6 +22,8 @@ pub(super) struct Span {
     pub(super) moves: u32,
     /// Planned moves into this slab. While there are any, it is not emptied itself.
     pub(super) arrivals: u32,
+    /// More moves out of it are to be planned; until then nothing new is placed here.
+    pub(super) leaving: bool,
     bits: Bits,
 }
 
@@ -34,6 +36,7 @@ impl Span {
             free: places,
             moves: 0,
             arrivals: 0,
+            leaving: false,
             bits: Bits::full(places),
         }
     }

@@ -94,8 +94,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Again and again, with the leftovers of all earlier sizes still there: slabs of unlike length leave holes between
-    /// them that only small sizes fill, so this bound is lower.
+    /// Again and again, with the leftovers of all earlier sizes still there: slabs of unlike length leave small holes between
+    /// them, and each size a slab that is not full, so this bound is lower.
     #[test]
     fn refill_many_times(pages in prop::collection::vec(1u64..200, 2..6), seed: u64) {
         let capacity = 64 * MIB;
@@ -106,10 +106,10 @@ proptest! {
             for place in live.split_off(live.len() / 2) {
                 slab.free(place).expect("live");
             }
-            compact(&mut slab, &mut live, 100);
+            compact(&mut slab, &mut live, 1 + seed as usize % 200);
             live.extend(fill(&mut slab, pages * 4096));
             let used = slab.stats().live_bytes as f64 / capacity as f64;
-            prop_assert!(used >= 0.85, "round {}: {}", round, used);
+            prop_assert!(used >= 0.95, "round {}: {}", round, used);
         }
     }
 }
