@@ -20,8 +20,6 @@ use super::settings::ReplaySettings;
 use super::source::{PlainLru, Source};
 use super::trace::Request;
 
-/// How often the curves get a point.
-const SAMPLE_EVERY: Duration = Duration::from_millis(250);
 // A request that starts over this often without the node going away is a fault of the node.
 const RESTARTS_MAX: u32 = 100;
 
@@ -34,8 +32,8 @@ pub struct Progress<'a> {
     pub counts: Counts,
     /// Of the last interval.
     pub sample: &'a Sample,
-    /// Outages seen so far.
-    pub outages: usize,
+    /// Lengths of the outages that ended in the last interval, milliseconds.
+    pub recoveries_ms: &'a [f64],
 }
 
 /// What a replay found.
@@ -98,6 +96,7 @@ impl<P: Port> Replay<'_, P> {
             failed: Mutex::new(None),
         };
         let mut series = Vec::new();
+        let mut recoveries = Vec::new();
         std::thread::scope(|scope| {
             let lanes: Vec<_> = (0..self.settings.in_flight_max.max(1))
                 .map(|index| {
@@ -106,10 +105,10 @@ impl<P: Port> Replay<'_, P> {
                 })
                 .collect();
             while !lanes.iter().all(|lane| lane.is_finished()) {
-                wait_for(&lanes);
+                wait_for(&lanes, self.settings.sample_ms);
                 let sample = shared.sample();
                 series.push(sample);
-                if !shared.observe(&sample, &mut observe) {
+                if !shared.observe(&sample, &mut recoveries, &mut observe) {
                     shared.stop.store(true, Ordering::Relaxed);
                 }
             }
@@ -130,8 +129,8 @@ impl<P: Port> Replay<'_, P> {
     }
 }
 
-fn wait_for(lanes: &[std::thread::ScopedJoinHandle<'_, ()>]) {
-    let until = now() + SAMPLE_EVERY;
+fn wait_for(lanes: &[std::thread::ScopedJoinHandle<'_, ()>], sample_ms: u32) {
+    let until = now() + Duration::from_millis(sample_ms.max(1).into());
     while !lanes.iter().all(|lane| lane.is_finished()) && now() < until {
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -146,12 +145,18 @@ impl<P: Port> Shared<'_, P> {
             .sample(self.start.elapsed().as_secs_f64(), references, lru)
     }
 
-    fn observe(&self, sample: &Sample, observe: &mut impl FnMut(&Progress<'_>) -> bool) -> bool {
+    fn observe(
+        &self,
+        sample: &Sample,
+        recoveries: &mut Vec<f64>,
+        observe: &mut impl FnMut(&Progress<'_>) -> bool,
+    ) -> bool {
+        let known = std::mem::replace(recoveries, self.meter.recoveries_ms()).len();
         let progress = Progress {
             seconds: sample.seconds,
             counts: self.meter.counts(),
             sample,
-            outages: self.meter.recoveries_ms().len(),
+            recoveries_ms: &recoveries[known..],
         };
         observe(&progress)
     }

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use pegaflow_mem::device::host::HostMemory;
 use pegaflow_mem::layout::{BlockShape, KvLayout, LayerView, Slot};
 use pegaflow_meta::BlockKey;
 
@@ -20,6 +21,18 @@ pub trait EngineMemory: Send + Sync {
     fn write(&self, address: u64, bytes: &[u8]);
     /// Copies from `address` into `bytes`.
     fn read(&self, address: u64, bytes: &mut [u8]);
+}
+
+// Layouts point into the memory they were made for, so every address lies inside.
+impl EngineMemory for HostMemory {
+    fn write(&self, address: u64, bytes: &[u8]) {
+        self.copy_in(address.wrapping_sub(self.base()), bytes)
+            .expect("the layout lies in this memory");
+    }
+    fn read(&self, address: u64, bytes: &mut [u8]) {
+        self.copy_out(address.wrapping_sub(self.base()), bytes)
+            .expect("the layout lies in this memory");
+    }
 }
 
 /// The layout of a common engine: one tensor a layer, `[part][block][head][inner]`, in one piece from `base`.

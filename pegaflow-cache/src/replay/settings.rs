@@ -31,6 +31,8 @@ pub struct ReplaySettings {
     pub seconds: f64,
     /// Stop after this many requests; 0 for no limit.
     pub requests_max: u64,
+    /// How often the curves get a point, in milliseconds.
+    pub sample_ms: u32,
     /// How long to wait for a node that has gone away before giving up, in milliseconds.
     pub reconnect_ms_max: u64,
 }
@@ -47,6 +49,7 @@ impl Default for ReplaySettings {
             speed: 0.0,
             seconds: 0.0,
             requests_max: 0,
+            sample_ms: 250,
             reconnect_ms_max: 60_000,
         }
     }
