@@ -16,6 +16,7 @@ pub mod replay;
 pub mod rpc;
 #[cfg(feature = "server")]
 pub mod server;
+pub mod worker;
 
 mod error;
 

@@ -3,5 +3,8 @@
 //! A node as its clients meet it: in this process, over sockets, killed and started again.
 
 mod api;
+mod death;
 mod restart;
 mod support;
+mod wire;
+mod workers;
