@@ -1,6 +1,6 @@
 // Copyright PegaFlow contributors.
 // SPDX-License-Identifier: Apache-2.0
-//! The PegaFlow node: index, leases, eviction, shared-memory pools, gRPC server and client.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 pub mod client;
