@@ -188,6 +188,18 @@ impl Arena {
     /// # Errors
     /// The operating system's, when memory is short.
     pub fn new(each: usize, count: usize) -> io::Result<Arc<Self>> {
+        Self::map(each, count, true)
+    }
+
+    /// As [`Arena::new`], on pages of 4 KiB: every page is an entry in the device's list of addresses.
+    ///
+    /// # Errors
+    /// As [`Arena::new`].
+    pub fn on_small_pages(each: usize, count: usize) -> io::Result<Arc<Self>> {
+        Self::map(each, count, false)
+    }
+
+    fn map(each: usize, count: usize, huge: bool) -> io::Result<Arc<Self>> {
         let each = each.max(1).next_multiple_of(PAGE);
         let bytes = each
             .checked_mul(count.max(1))
@@ -206,8 +218,13 @@ impl Arena {
         if ptr == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        let advice = if huge {
+            libc::MADV_HUGEPAGE
+        } else {
+            libc::MADV_NOHUGEPAGE
+        };
         // SAFETY: advice on the mapping made above; failure is harmless and ignored.
-        unsafe { libc::madvise(ptr, bytes, libc::MADV_HUGEPAGE) };
+        unsafe { libc::madvise(ptr, bytes, advice) };
         let base = NonNull::new(ptr.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         let free = Mutex::new((0..count.max(1) as u32).rev().collect());
         Ok(Arc::new(Self {

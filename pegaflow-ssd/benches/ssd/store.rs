@@ -1,0 +1,237 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+
+//! The same work through the store: index, headers and checksums on.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use pegaflow_ssd::{
+    Arena, BlockStore, Buf, Device, Done, Fetched, Get, Key, Put, Settings, SsdStore, Ticket,
+    cpu_time_us,
+};
+use serde_json::json;
+
+use crate::{Bench, Figures, Job, Op, raw};
+
+fn open(job: &Job<'_>, format: bool) -> SsdStore {
+    let settings = Settings {
+        format,
+        ..small_segments(job.bytes)
+    };
+    SsdStore::open(settings, &[Device::existing(job.path)]).expect("a store can be made")
+}
+
+fn small_segments(bytes: u64) -> Settings {
+    // A quick run has a small file.
+    let segment_bytes = if bytes < 1 << 30 { 16 << 20 } else { 64 << 20 };
+    Settings {
+        segment_bytes,
+        ..Settings::default()
+    }
+}
+
+fn key(n: u64) -> Key {
+    Key::from(u128::from(n))
+}
+
+fn arena(store: &SsdStore, job: &Job<'_>) -> Arc<Arena> {
+    let arena = Arena::new(job.block_bytes as usize, job.depth as usize + 1).expect("memory");
+    store.register(&arena.region());
+    arena
+}
+
+pub(crate) fn run(job: &Job<'_>) -> Figures {
+    let store = open(job, true);
+    let arena = arena(&store, job);
+    match job.op {
+        Op::Write => drive(job, &arena, |n, buf| {
+            store.put(Put::new(key(n), buf)).expect("room")
+        }),
+        _ => {
+            let blocks = fill(job, &store, &arena);
+            let mut random = 88172645463325252u64;
+            drive(job, &arena, |_, buf| {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                store
+                    .get(Get::new(key(random % blocks), buf))
+                    .expect("room")
+            })
+        }
+    }
+}
+
+// Half the device, at most half a GiB.
+fn fill(job: &Job<'_>, store: &SsdStore, arena: &Arc<Arena>) -> u64 {
+    let blocks = (job.bytes / 2).min(512 << 20) / job.block_bytes;
+    let mut waiting: VecDeque<Ticket<_>> = VecDeque::new();
+    for n in 0..blocks {
+        let buf = match waiting.len() as u64 == job.depth {
+            true => wait(&mut waiting),
+            false => arena.take(job.block_bytes as usize).expect("one for each"),
+        };
+        waiting.push_back(store.put(Put::new(key(n), buf)).expect("room"));
+    }
+    while !waiting.is_empty() {
+        wait(&mut waiting);
+    }
+    blocks
+}
+
+fn wait<T>(waiting: &mut VecDeque<Ticket<T>>) -> Buf {
+    let mut done: Done<T> = waiting.pop_front().expect("some wait").wait();
+    done.result.expect("the device works");
+    done.bufs.pop().expect("it comes back")
+}
+
+#[allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
+fn drive<T: std::fmt::Debug>(
+    job: &Job<'_>,
+    arena: &Arc<Arena>,
+    mut start_one: impl FnMut(u64, Buf) -> Ticket<T>,
+) -> Figures {
+    let mut waiting: VecDeque<(Instant, Ticket<T>)> = VecDeque::new();
+    let (mut us, mut ops) = (Vec::with_capacity(1 << 20), 0u64);
+    for n in 0..job.depth {
+        let mut buf = arena.take(job.block_bytes as usize).expect("one for each");
+        buf.fill(n as u8 + 1);
+        waiting.push_back((Instant::now(), start_one(n, buf)));
+    }
+    let (mut start, mut cpu, mut ramp) = (Instant::now(), cpu_time_us(), job.ramp);
+    let mut all = 0;
+    while start.elapsed() < job.time + ramp {
+        if !ramp.is_zero() && start.elapsed() >= ramp {
+            (start, cpu, ramp, ops) = (Instant::now(), cpu_time_us(), Duration::ZERO, 0);
+            us.clear();
+        }
+        let (since, ticket) = waiting.pop_front().expect("depth is above 0");
+        let mut done = ticket.wait();
+        us.push(since.elapsed().as_micros() as u32);
+        done.result.expect("the device works");
+        (ops, all) = (ops + 1, all + 1);
+        let mut buf = done.bufs.pop().expect("it comes back");
+        buf.set_len(job.block_bytes as usize);
+        waiting.push_back((Instant::now(), start_one(job.depth + all, buf)));
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let cpu = cpu_time_us() - cpu;
+    for (_, ticket) in waiting {
+        let _ = ticket.wait();
+    }
+    Figures::new(ops, ops * job.block_bytes, seconds, cpu, &mut us)
+}
+
+/// Reads at half the drive's speed, alone and while writes fill the rest. The floor is the p99 alone.
+pub(crate) fn mixed(bench: &Bench) {
+    let job = bench.job(Op::RandRead, 256 << 10, 16);
+    let full = raw::run(&job);
+    let pause = Duration::from_secs_f64(2.0 / full.ops_per_s);
+    let store = open(&job, true);
+    let arena = arena(&store, &job);
+    let blocks = fill(&job, &store, &arena);
+    let time = bench.time * 3;
+    let alone = paced(&store, &arena, &job, blocks, pause, time);
+    let stop = AtomicBool::new(false);
+    let mut written = 0.0;
+    let beside = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_until(&store, blocks, &stop));
+        // The first second is for the budgets to find their place.
+        paced(&store, &arena, &job, blocks, pause, bench.time);
+        let figures = paced(&store, &arena, &job, blocks, pause, time);
+        stop.store(true, Ordering::Relaxed);
+        written = writer.join().expect("the writer works");
+        figures
+    });
+    let line = json!({
+        "bench": "ssd",
+        "settings": {"op": "store_mixed", "block_bytes": job.block_bytes, "depth": job.depth, "direct": true},
+        "machine": crate::machine(bench),
+        "gb_per_s": beside.gb_per_s,
+        "ops_per_s": beside.ops_per_s,
+        "p50_us": beside.p50_us,
+        "p99_us": beside.p99_us,
+        "p999_us": beside.p999_us,
+        "floor": {"what": "the same reads alone (p99)", "gb_per_s": alone.gb_per_s, "us": alone.p99_us},
+        "floor_share": alone.p99_us / beside.p99_us,
+        "write_gb_per_s": written,
+    });
+    println!("{line}");
+    eprintln!(
+        "store_mixed: reads {:.3} GB/s p99 {:.0} us beside {written:.3} GB/s of writes; alone {:.3} GB/s p99 {:.0} us",
+        beside.gb_per_s, beside.p99_us, alone.gb_per_s, alone.p99_us
+    );
+}
+
+#[allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
+fn write_until(store: &SsdStore, from: u64, stop: &AtomicBool) -> f64 {
+    let (start, mut n) = (Instant::now(), from);
+    let mut waiting = VecDeque::new();
+    while !stop.load(Ordering::Relaxed) {
+        let buf = match waiting.len() {
+            16 => wait(&mut waiting),
+            _ => Buf::copy_of(&vec![7; 1 << 20]),
+        };
+        // The blocks that are read must not be reclaimed: the same few keys again and again would be, so new ones, few.
+        n += 1;
+        waiting.push_back(store.put(Put::new(key(n), buf)).expect("room"));
+    }
+    while !waiting.is_empty() {
+        wait(&mut waiting);
+    }
+    ((n - from) << 20) as f64 / start.elapsed().as_secs_f64() / 1e9
+}
+
+#[allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
+fn paced(
+    store: &SsdStore,
+    arena: &Arc<Arena>,
+    job: &Job<'_>,
+    blocks: u64,
+    pause: Duration,
+    time: Duration,
+) -> Figures {
+    let (mut us, mut ops, mut random) = (Vec::new(), 0u64, 88172645463325252u64);
+    let mut waiting: VecDeque<(Instant, Ticket<Fetched>)> = VecDeque::new();
+    let (start, cpu) = (Instant::now(), cpu_time_us());
+    while start.elapsed() < time {
+        while let Some((since, ticket)) = waiting.pop_front() {
+            let full = waiting.len() as u64 + 1 >= job.depth;
+            let done = match full {
+                true => Ok(ticket.wait()),
+                false => ticket.wait_for(Duration::ZERO),
+            };
+            match done {
+                Ok(done) => {
+                    done.result.expect("the device works");
+                    us.push(since.elapsed().as_micros() as u32);
+                    ops += 1;
+                }
+                Err(ticket) => {
+                    waiting.push_front((since, ticket));
+                    break;
+                }
+            }
+        }
+        let due = start + pause * (ops as u32 + waiting.len() as u32);
+        let now = Instant::now();
+        if now < due {
+            std::thread::sleep((due - now).min(Duration::from_micros(100)));
+            continue;
+        }
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let buf = arena.take(job.block_bytes as usize).expect("one for each");
+        let get = Get::new(key(random % blocks), buf);
+        waiting.push_back((Instant::now(), store.get(get).expect("room")));
+    }
+    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_time_us() - cpu);
+    for (_, ticket) in waiting {
+        let _ = ticket.wait();
+    }
+    Figures::new(ops, ops * job.block_bytes, seconds, cpu, &mut us)
+}
