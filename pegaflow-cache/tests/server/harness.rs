@@ -101,6 +101,37 @@ impl Server {
         get(self.ready.http, path)
     }
 
+    /// The value of one series.
+    pub(crate) fn metric(&self, series: &str) -> Option<f64> {
+        let text = self.get("/metrics").1;
+        let value = |line: &str| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok();
+        text.lines().find_map(value)
+    }
+
+    /// Lets `promtool` look for anything that is not as Prometheus wants it.
+    pub(crate) fn promtool(&self) {
+        let (_, text) = self.get("/metrics");
+        let mut command = Command::new("promtool");
+        command.args(["check", "metrics"]).stdin(Stdio::piped());
+        let Ok(mut promtool) = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+        else {
+            println!("skipped: promtool is not installed (Debian: apt install prometheus)");
+            return;
+        };
+        let mut stdin = promtool.stdin.take().expect("a pipe");
+        stdin.write_all(text.as_bytes()).expect("sends");
+        drop(stdin);
+        let out = promtool.wait_with_output().expect("ends");
+        let said = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+        assert!(
+            out.status.success() && said.trim().is_empty(),
+            "{said}\n{text}"
+        );
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         self.ready.socket.clone()
     }

@@ -7,3 +7,4 @@ mod config;
 mod harness;
 mod life;
 mod pages;
+mod work;

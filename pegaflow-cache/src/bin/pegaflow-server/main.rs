@@ -5,6 +5,8 @@
 
 mod args;
 mod commands;
+mod node;
+mod pages;
 mod run;
 mod signals;
 

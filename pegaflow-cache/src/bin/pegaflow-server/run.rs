@@ -7,26 +7,25 @@
 
 use std::error::Error;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use pegaflow_cache::metrics::{self, Process};
-use pegaflow_cache::server::http::{self, Pages, Phase};
+use pegaflow_cache::metrics;
+use pegaflow_cache::server::http::Phase;
 use pegaflow_cache::server::notify::{self, Ready, ReadyFile};
 use pegaflow_cache::server::{Settings, socket, telemetry};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::node::{self, Serving};
+use crate::pages::Http;
 use crate::signals::Signals;
 
-/// How often observed latencies are moved into their buckets when nobody scrapes.
-const UPKEEP: Duration = Duration::from_secs(5);
 /// How long threads that do not end are waited for, after everything else has.
 const LINGER: Duration = Duration::from_millis(200);
 
-type Outcome<T> = Result<T, Box<dyn Error>>;
+/// An error is a sentence for the user.
+pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Runs the server until a signal ends it.
 ///
@@ -74,102 +73,76 @@ async fn live(
         .socket
         .as_deref()
         .ok_or("the settings are not resolved")?;
+    // Before the pool: the message names who is there, where the pool's lock cannot.
     socket::refuse_if_taken(path)?;
     let http = Http::start(settings, phases, recorder).await?;
 
     phase.send_replace(Phase::Recovering);
-    let (listener, claim) = socket::claim(path)?;
+    let node = tokio::select! {
+        node = node::start(settings) => node?,
+        signal = signals.next() => {
+            info!(signal, "asked to stop before it was ready");
+            return Ok(());
+        }
+    };
+    let _ = http.node.set(node.clone());
+    let mut serving = Serving::start(settings, path, node)?;
 
-    metrics::READY.gauge(&[]).set(1.0);
-    metrics::START_SECONDS
-        .gauge(&[])
-        .set(started.elapsed().as_secs_f64());
-    phase.send_replace(Phase::Ready);
     let ready = Ready {
         socket: path.to_owned(),
-        tcp: settings.tcp,
+        tcp: serving.tcp,
         http: http.address,
         pid: std::process::id(),
     };
-    let file = ready_file
-        .map(|file| ReadyFile::write(file, &ready))
-        .transpose();
-    let _file = file.map_err(|error| format!("cannot write the ready file: {error}"))?;
-    tell("READY=1");
-    info!(socket = %path.display(), http = %http.address, "ready");
+    let _file = announce(&phase, ready_file, &ready, started)?;
 
-    let signal = signals.next().await;
+    let signal = tokio::select! {
+        signal = signals.next() => signal,
+        ended = &mut serving.task => {
+            ended??;
+            return Err("the sockets closed by themselves".into());
+        }
+    };
+    let patience = Duration::from_millis(settings.shutdown.drain_ms.into());
     info!(signal, drain_ms = settings.shutdown.drain_ms, "draining");
     phase.send_replace(Phase::Draining);
     metrics::READY.gauge(&[]).set(0.0);
     tell("STOPPING=1");
     signals.second_ends_the_process();
-    drop((listener, claim));
-    http.stop(Duration::from_millis(settings.shutdown.drain_ms.into()))
-        .await;
+    if !serving.drain(patience).await {
+        warn!(
+            drain_ms = settings.shutdown.drain_ms,
+            "calls still ran at the deadline and were cut"
+        );
+    }
+    http.stop(patience).await;
     Ok(())
+}
+
+/// Tells everybody that the server is ready.
+fn announce(
+    phase: &watch::Sender<Phase>,
+    file: Option<&Path>,
+    ready: &Ready,
+    started: Instant,
+) -> Outcome<Option<ReadyFile>> {
+    let seconds = started.elapsed().as_secs_f64();
+    metrics::READY.gauge(&[]).set(1.0);
+    metrics::START_SECONDS.gauge(&[]).set(seconds);
+    phase.send_replace(Phase::Ready);
+    let file = file.map(|file| ReadyFile::write(file, ready)).transpose();
+    let file = file.map_err(|error| format!("cannot write the ready file: {error}"))?;
+    tell("READY=1");
+    let (socket, http) = (ready.socket.display(), ready.http);
+    match ready.tcp {
+        Some(tcp) => info!(%socket, %tcp, %http, seconds, "ready"),
+        None => info!(%socket, %http, seconds, "ready"),
+    }
+    Ok(file)
 }
 
 fn tell(state: &str) {
     if let Err(error) = notify::service_manager(state) {
         warn!(%error, state, "the service manager could not be told");
-    }
-}
-
-/// The HTTP pages as a task.
-struct Http {
-    address: std::net::SocketAddr,
-    stop: tokio::sync::oneshot::Sender<()>,
-    task: tokio::task::JoinHandle<std::io::Result<()>>,
-}
-
-impl Http {
-    async fn start(
-        settings: &Settings,
-        phase: watch::Receiver<Phase>,
-        recorder: PrometheusHandle,
-    ) -> Outcome<Self> {
-        let listener = TcpListener::bind(settings.http).await.map_err(|error| {
-            format!(
-                "cannot listen on {} for HTTP: {error}; choose another `http` (port 0 takes any free one)",
-                settings.http
-            )
-        })?;
-        let address = listener.local_addr()?;
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        metrics::BUILD_INFO
-            .gauge(&[env!("CARGO_PKG_VERSION")])
-            .set(1.0);
-        metrics::READY.gauge(&[]).set(0.0);
-        let recorder = Arc::new(recorder);
-        let upkeep = recorder.clone();
-        let pages = Pages {
-            phase,
-            token: settings.token()?,
-            metrics: Box::new(move || {
-                Process::read(Path::new("/proc"), "self").publish();
-                recorder.render()
-            }),
-        };
-        tokio::spawn(async move {
-            let mut timer = tokio::time::interval(UPKEEP);
-            loop {
-                timer.tick().await;
-                upkeep.run_upkeep();
-            }
-        });
-        let stopped = async { drop(stopped.await) };
-        let task = tokio::spawn(http::serve(listener, pages, stopped));
-        Ok(Self {
-            address,
-            stop,
-            task,
-        })
-    }
-
-    /// Ends the pages; scrapes under way get `patience` to end.
-    async fn stop(self, patience: Duration) {
-        let _ = self.stop.send(());
-        let _ = tokio::time::timeout(patience, self.task).await;
     }
 }
