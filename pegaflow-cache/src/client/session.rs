@@ -86,7 +86,7 @@ impl Session {
     /// One call.
     pub(crate) async fn call<C: Call>(&self, request: C) -> Result<C::Reply> {
         match &self.way {
-            Way::Embedded { node, id } => request.serve(node, *id),
+            Way::Embedded { node, id } => request.answer(node, *id, 0),
             Way::Remote(link) => link.call(&request).await,
         }
     }

@@ -9,10 +9,8 @@ const LATENCY: &[f64] = &[
     1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 0.1, 0.5, 1.0, 10.0,
 ];
 
-/// Calls of the protocol.
+/// Calls of the protocol, in the order of their numbers.
 pub const CALLS: &[&str] = &[
-    "hello",
-    "session",
     "register_namespace",
     "lookup",
     "lookup_hybrid",

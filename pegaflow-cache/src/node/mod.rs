@@ -35,6 +35,7 @@ use crate::client::pools::{PoolView, Pools};
 use crate::control::superblock::set_incarnation;
 use crate::core::{Core, Now, SessionId};
 use crate::error::{Error, Result};
+use crate::rpc::observe::Calls;
 use crate::rpc::proto as pb;
 use janitor::Janitor;
 use pool::Pool;
@@ -52,6 +53,7 @@ pub struct Node {
     tickets: Arc<SharedMemory>,
     name: String,
     started: Started,
+    calls: Calls,
     // Last, so that nothing of this node runs any more when another may begin.
     _lock: files::Lock,
 }
@@ -148,6 +150,7 @@ impl Node {
             tickets,
             name: settings.name.clone(),
             started,
+            calls: Calls::new(),
             _lock: lock,
         }))
     }
@@ -162,6 +165,11 @@ impl Node {
     #[must_use]
     pub fn incarnation(&self) -> u64 {
         self.shared.incarnation
+    }
+
+    /// The metrics of its calls.
+    pub(crate) fn calls(&self) -> &Calls {
+        &self.calls
     }
 
     /// Its name.

@@ -33,6 +33,15 @@ pub(crate) trait Call: Message + Default + Send + 'static {
     /// # Errors
     /// [`Error::Protocol`] for bytes that mean nothing, and whatever the node refuses.
     fn serve(self, node: &Node, session: SessionId) -> Result<Self::Reply>;
+
+    /// Does it, observed; `request` is the caller's number for it.
+    ///
+    /// # Errors
+    /// As [`Call::serve`].
+    fn answer(self, node: &Node, session: SessionId, request: u32) -> Result<Self::Reply> {
+        let calls = node.calls();
+        calls.observe(Self::OP, session, request, || self.serve(node, session))
+    }
 }
 
 /// Stands for a place where the bytes are here already.
@@ -114,7 +123,7 @@ fn serve_one<C: Call>(
     body: Bytes,
     out: &mut BytesMut,
 ) -> Result<()> {
-    let reply = C::decode(body)?.serve(node, session)?;
+    let reply = C::decode(body)?.answer(node, session, id)?;
     super::frame::put(out, super::frame::Header::reply(C::OP, id), &reply);
     Ok(())
 }

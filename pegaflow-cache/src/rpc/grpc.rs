@@ -97,7 +97,7 @@ impl Service {
         }
         let span = tracing::debug_span!("call", op = ?C::OP, session = session.0);
         let _entered = span.enter();
-        let served = request.serve(&self.node, session);
+        let served = request.answer(&self.node, session, 0);
         served.map(Response::new).map_err(|error| to_status(&error))
     }
 }

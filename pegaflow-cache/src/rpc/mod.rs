@@ -14,6 +14,7 @@ mod failure;
 pub mod frame;
 mod grpc;
 pub mod handover;
+pub(crate) mod observe;
 pub mod proto;
 mod serve;
 mod session_socket;

@@ -150,6 +150,12 @@ async fn what_is_saved_is_found_and_counted() {
         ("pegaflow_sessions", 1.0),
         ("pegaflow_leases", 0.0),
         ("pegaflow_corrupt_blocks_total", 0.0),
+        ("pegaflow_call_seconds_count{call=\"lookup\"}", 2.0),
+        ("pegaflow_call_seconds_count{call=\"seal\"}", 2.0),
+        (
+            "pegaflow_call_failures_total{call=\"lookup\",kind=\"invalid\"}",
+            0.0,
+        ),
         (
             "pegaflow_tenant_used_bytes{tenant=\"other\"}",
             12.0 * SHAPE.bytes() as f64,
