@@ -252,7 +252,11 @@ fn gpus(facts: &Facts) -> Check {
     }
     let all = facts.gpus.iter().map(|g| {
         let model = g.model.as_deref().unwrap_or("unknown model");
-        format!("{} {model}{}", g.pci, on_node(g.numa_node))
+        let near = match g.near.as_slice() {
+            [] => String::new(),
+            names => format!(", near {}", names.join(" ")),
+        };
+        format!("{} {model}{}{near}", g.pci, on_node(g.numa_node))
     });
     let check = good("gpus", all.collect::<Vec<_>>().join("; "));
     if facts.nvidia_driver.is_some() && facts.gpus.iter().any(|g| !g.device_file) {

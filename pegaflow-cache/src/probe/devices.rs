@@ -6,6 +6,8 @@
 
 use std::path::Path;
 
+use pegaflow_mem::topology::{PciDevice, PciDistance, PciKind, Topology};
+
 use super::facts::{field, names, number, read};
 
 /// A GPU on the PCI bus.
@@ -19,6 +21,8 @@ pub struct Gpu {
     pub numa_node: Option<u32>,
     /// Whether this user can see its device file.
     pub device_file: bool,
+    /// Network cards that share a PCI switch or root with it, all equally near.
+    pub near: Vec<String>,
 }
 
 /// An RDMA device.
@@ -49,29 +53,33 @@ pub struct Drive {
     pub numa_node: Option<u32>,
 }
 
-/// PCI class of a display or 3D controller, in its upper byte.
-const CLASS_DISPLAY: &str = "0x03";
-const VENDOR_NVIDIA: &str = "0x10de";
+const VENDOR_NVIDIA: u16 = 0x10de;
 
-pub(super) fn gpus(root: &Path) -> Vec<Gpu> {
-    let base = "sys/bus/pci/devices";
-    let nvidia = names(root, base).into_iter().filter(|pci| {
-        let is = |file: &str, start: &str| {
-            read(root, &format!("{base}/{pci}/{file}")).starts_with(start)
-        };
-        is("vendor", VENDOR_NVIDIA) && is("class", CLASS_DISPLAY)
-    });
-    nvidia.map(|pci| gpu(root, pci)).collect()
+pub(super) fn gpus(root: &Path, topology: &Topology) -> Vec<Gpu> {
+    let nvidia = |d: &&PciDevice| d.kind == PciKind::Gpu && d.vendor == VENDOR_NVIDIA;
+    topology
+        .devices
+        .iter()
+        .filter(nvidia)
+        .map(|device| gpu(root, topology, device))
+        .collect()
 }
 
-fn gpu(root: &Path, pci: String) -> Gpu {
+fn gpu(root: &Path, topology: &Topology, device: &PciDevice) -> Gpu {
+    let pci = device.address.clone();
     let information = read(root, &format!("proc/driver/nvidia/gpus/{pci}/information"));
     let text = |name| Some(field(&information, name)).filter(|t| !t.is_empty());
     let minor = text("Device Minor");
+    let nearest = topology.nearest(device, PciKind::Nic);
+    let distance = nearest.first().map(|(distance, _)| *distance);
+    let near = nearest
+        .iter()
+        .take_while(|(d, _)| Some(*d) == distance && *d <= PciDistance::Root);
     Gpu {
         model: text("Model"),
-        numa_node: numa_node(root, &format!("sys/bus/pci/devices/{pci}/numa_node")),
+        numa_node: device.node,
         device_file: minor.is_some_and(|n| root.join(format!("dev/nvidia{n}")).exists()),
+        near: near.flat_map(|(_, nic)| nic.names.clone()).collect(),
         pci,
     }
 }

@@ -5,6 +5,8 @@
 
 use std::path::Path;
 
+use pegaflow_mem::topology::{HugePool, NumaNode, Topology};
+
 use super::devices::{self, Drive, Gpu, Rdma};
 
 /// What was found on a machine. Sizes are bytes.
@@ -127,6 +129,7 @@ impl Facts {
         let meminfo = read(root, "proc/meminfo");
         let thp = "sys/kernel/mm/transparent_hugepage";
         let dirs = devices::library_dirs(root);
+        let topology = Topology::read(&root.join("sys"));
         Self {
             kernel: read(root, "proc/sys/kernel/osrelease").trim().to_owned(),
             cores: cores(&field(&read(root, "proc/self/status"), "Cpus_allowed_list")),
@@ -134,7 +137,7 @@ impl Facts {
             memory_bytes: kib(&meminfo, "MemTotal"),
             available_bytes: kib(&meminfo, "MemAvailable"),
             cgroup_bytes: cgroup(root),
-            nodes: nodes(root),
+            nodes: topology.nodes.iter().map(node).collect(),
             transparent_huge_pages: chosen(&read(root, &format!("{thp}/enabled"))),
             transparent_huge_pages_shmem: chosen(&read(root, &format!("{thp}/shmem_enabled"))),
             memlock: memlock(&read(root, "proc/self/limits")),
@@ -142,7 +145,7 @@ impl Facts {
             live,
             nvidia_driver: devices::nvidia_driver(root),
             libcuda: devices::library(root, &dirs, "libcuda.so.1"),
-            gpus: devices::gpus(root),
+            gpus: devices::gpus(root, &topology),
             libibverbs: devices::library(root, &dirs, "libibverbs.so.1"),
             rdma: devices::rdma(root),
             drives: devices::drives(root),
@@ -255,41 +258,30 @@ fn cgroup(root: &Path) -> Option<u64> {
     limits.filter(|bytes| *bytes < 1 << 60).min()
 }
 
-fn nodes(root: &Path) -> Vec<Node> {
-    let base = "sys/devices/system/node";
-    let ids = names(root, base)
-        .into_iter()
-        .filter_map(|n| n.strip_prefix("node")?.parse().ok());
-    ids.map(|id: u32| {
-        let dir = format!("{base}/node{id}");
-        let meminfo = read(root, &format!("{dir}/meminfo")).replace(&format!("Node {id} "), "");
-        Node {
-            id,
-            cpus: read(root, &format!("{dir}/cpulist")).trim().to_owned(),
-            memory_bytes: kib(&meminfo, "MemTotal"),
-            free_bytes: kib(&meminfo, "MemFree"),
-            huge_pages: huge_pages(root, &format!("{dir}/hugepages")),
-        }
-    })
-    .collect()
+fn node(node: &NumaNode) -> Node {
+    let huge = |h: &HugePool| HugePages {
+        page_bytes: h.page_bytes,
+        total: h.total,
+        free: h.free,
+    };
+    Node {
+        id: node.id,
+        cpus: ranges(&node.cpus),
+        memory_bytes: node.memory_bytes,
+        free_bytes: node.free_bytes,
+        huge_pages: node.huge.iter().map(huge).collect(),
+    }
 }
 
-fn huge_pages(root: &Path, dir: &str) -> Vec<HugePages> {
-    let pages = names(root, dir).into_iter().filter_map(|name| {
-        let kib: u64 = name
-            .strip_prefix("hugepages-")?
-            .strip_suffix("kB")?
-            .parse()
-            .ok()?;
-        Some(HugePages {
-            page_bytes: kib * 1024,
-            total: number(root, &format!("{dir}/{name}/nr_hugepages")).unwrap_or(0),
-            free: number(root, &format!("{dir}/{name}/free_hugepages")).unwrap_or(0),
-        })
-    });
-    let mut pages: Vec<_> = pages.collect();
-    pages.sort_by_key(|p| p.page_bytes);
-    pages
+/// Ascending numbers as the kernel lists them: `0-3,8`.
+fn ranges(numbers: &[u32]) -> String {
+    let runs = numbers.chunk_by(|a, b| a.checked_add(1) == Some(*b));
+    let run = |run: &[u32]| match run {
+        [] => String::new(),
+        [one] => one.to_string(),
+        [first, .., last] => format!("{first}-{last}"),
+    };
+    runs.map(run).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]

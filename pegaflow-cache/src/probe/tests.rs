@@ -73,6 +73,7 @@ const RICH: &[(&str, &str)] = &[
         "Node 1 MemTotal:       33554432 kB\n",
     ),
     ("sys/bus/pci/devices/0000:1b:00.0/vendor", "0x10de\n"),
+    ("sys/bus/pci/devices/0000:1b:00.0/device", "0x2335\n"),
     ("sys/bus/pci/devices/0000:1b:00.0/class", "0x030200\n"),
     ("sys/bus/pci/devices/0000:1b:00.0/numa_node", "0\n"),
     ("sys/bus/pci/devices/0000:1b:00.1/vendor", "0x10de\n"),

@@ -112,6 +112,10 @@ impl<P: Port> Replay<'_, P> {
                     shared.stop.store(true, Ordering::Relaxed);
                 }
             }
+            // Lanes may be done before the first look at them.
+            if series.is_empty() {
+                series.push(shared.sample());
+            }
         });
         if let Some(error) = shared.failed.into_inner() {
             return Err(error);
