@@ -3,18 +3,15 @@
 
 //! A real node behind a [`Port`]: in this process, or a server's.
 //!
-//! Its workers copy as an engine's would: reserve, copy, seal; look up, copy, compare checksums, release. One
-//! client serves all ranks, as the ranks of one process share it.
+//! One client finds prefixes, as an engine's scheduler does; a [`Worker`] for each rank loads and saves.
 
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use pegaflow_mem::device::Device;
 use pegaflow_mem::device::host::{HostDevice, HostMemory, HostSettings};
-use pegaflow_mem::device::{CopyJob, Device, Direction, Outcome, PoolHandle};
-use pegaflow_mem::layout::{BlockCopy, KvLayout};
 use pegaflow_mem::{ErrorKind, SlabAllocator};
 use pegaflow_meta::{BlockKey, GroupId, NamespaceId};
 
@@ -22,11 +19,10 @@ use super::engine::{Rank, engine_bytes, engine_layout};
 use super::error::Error;
 use super::port::{NodeFacts, Port, PortError, Saved};
 use super::settings::ReplaySettings;
-use crate::client::{
-    Client, ClientSettings, Found, Lookup, NamespaceHandle, PoolView, Reserve, Status,
-};
-use crate::core::Answer;
+use crate::client::{Client, ClientSettings, Found, Lookup, NamespaceHandle, Status};
+use crate::core::BlockRef;
 use crate::node::{NamespaceLayout, Node, NodeSettings, PoolFiles};
+use crate::worker::{LoadState, Save, Worker, WorkerSettings};
 
 /// Where the node is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,12 +51,10 @@ const RECONNECT_PAUSE_MS_MAX: u32 = 20;
 pub struct NodePort {
     client: Client,
     namespace: NamespaceHandle,
-    device: HostDevice,
-    layouts: Vec<Arc<KvLayout>>,
+    workers: Vec<Worker>,
     ranks: Vec<Rank>,
-    /// Attached pools, by what they were drawn at their making.
-    pools: Mutex<Vec<([u8; 16], PoolHandle)>>,
-    // After the client, which needs it until it is dropped.
+    block_bytes: u64,
+    // After the clients, which need it until they are dropped.
     runtime: tokio::runtime::Runtime,
 }
 
@@ -71,16 +65,6 @@ impl NodePort {
     /// [`Error::Settings`], [`Error::Memory`], [`Error::Node`].
     pub fn open(place: &Place, settings: &ReplaySettings) -> Result<Self, Error> {
         let shape = settings.shape()?;
-        let device = HostDevice::new(&HostSettings::default())?;
-        let (mut layouts, mut ranks) = (vec![], vec![]);
-        for slot in settings.slots()? {
-            let blocks = settings.engine_blocks();
-            let memory = HostMemory::zeroed(engine_bytes(&shape, &slot, blocks))?;
-            let layout = Arc::new(engine_layout(shape, slot, memory.base(), blocks)?);
-            device.register(memory.clone())?;
-            ranks.push(Rank::new(layout.clone(), Arc::new(memory)));
-            layouts.push(layout);
-        }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -93,14 +77,35 @@ impl NodePort {
         let namespace = runtime
             .block_on(client.register_namespace(layout))
             .map_err(|e| node_error("registering the namespace", e))?;
-        let pools = Mutex::default();
+        let host = HostDevice::new(&HostSettings::default())?;
+        let (mut layouts, mut ranks) = (vec![], vec![]);
+        for slot in settings.slots()? {
+            let blocks = settings.engine_blocks();
+            let memory = HostMemory::zeroed(engine_bytes(&shape, &slot, blocks))?;
+            let layout = Arc::new(engine_layout(shape, slot, memory.base(), blocks)?);
+            host.register(memory.clone())?;
+            ranks.push(Rank::new(layout.clone(), Arc::new(memory)));
+            layouts.push(layout);
+        }
+        let device: Arc<dyn Device> = Arc::new(host);
+        let worker = |layout| {
+            let (client, settings) = (client.clone(), WorkerSettings::default());
+            Worker::new(
+                client,
+                device.clone(),
+                namespace.clone(),
+                GROUP,
+                layout,
+                settings,
+            )
+        };
+        let workers = layouts.into_iter().map(worker).collect::<Result<_, _>>();
         Ok(Self {
+            workers: workers.map_err(|e| node_error("setting up a worker", e))?,
             client,
             namespace,
-            device,
-            layouts,
             ranks,
-            pools,
+            block_bytes: shape.bytes(),
             runtime,
         })
     }
@@ -113,39 +118,6 @@ impl NodePort {
     /// Names the blocks.
     pub fn namespace(&self) -> NamespaceId {
         self.namespace.id()
-    }
-
-    fn attach(&self, pool: &PoolView) -> Result<PoolHandle, PortError> {
-        let mut pools = self.pools.lock();
-        if let Some((_, handle)) = pools.iter().find(|(uuid, _)| *uuid == pool.uuid) {
-            return Ok(handle.clone());
-        }
-        let handle = self.device.attach_pool(pool.data.clone()).map_err(fatal)?;
-        pools.push((pool.uuid, handle.clone()));
-        Ok(handle)
-    }
-
-    fn copy(
-        &self,
-        direction: Direction,
-        rank: u32,
-        pool: &PoolView,
-        blocks: Vec<BlockCopy>,
-    ) -> Result<Outcome, PortError> {
-        let layout = self.layouts[rank as usize].clone();
-        let job = CopyJob::new(layout, self.attach(pool)?, blocks);
-        let copy = self.device.copy(direction, job).map_err(fatal)?;
-        Ok(copy.wait())
-    }
-
-    // The checksums of this rank's heads that were saved with a block, if the block is still there.
-    fn saved_sums(&self, rank: u32, found: &Found, block: u32, key: BlockKey) -> Option<Vec<u64>> {
-        let at = &found.blocks[block as usize];
-        let pool = found.session.pools().of(at.place).ok()?;
-        let all = pool.checksums(at.place.offset(), key, at.generation)?;
-        let heads = self.layouts[rank as usize].slot().heads.clone();
-        all.get(heads.start as usize..heads.end as usize)
-            .map(<[u64]>::to_vec)
     }
 }
 
@@ -193,8 +165,7 @@ impl Port for NodePort {
             .iter()
             .len()
             .max(1) as u64;
-        let block_bytes = self.layouts[0].shape().bytes();
-        let of_a_pool = blocks_in(stats.capacity_bytes / pools, block_bytes);
+        let of_a_pool = blocks_in(stats.capacity_bytes / pools, self.block_bytes);
         Ok(NodeFacts {
             capacity_blocks: of_a_pool * pools,
         })
@@ -219,35 +190,19 @@ impl Port for NodePort {
         engine: u32,
     ) -> Result<u32, PortError> {
         let range = blocks.start as usize..blocks.end as usize;
-        let places: Vec<_> = found.blocks[range.clone()]
-            .iter()
-            .map(|b| b.place)
-            .collect();
-        let _guard = found.session.begin_copy().map_err(port_error)?;
-        let mut sums = Vec::new();
-        for (pool, run) in runs_of_a_pool(&places) {
-            let copies = copies(engine + run.start as u32, &places[run]);
-            let pool = found.session.pools().get(pool);
-            let pool = pool.ok_or_else(|| PortError::Fatal("a block in no pool".into()))?;
-            let outcome = self.copy(Direction::Load, rank, pool, copies)?;
-            outcome.result.map_err(fatal)?;
-            sums.extend(outcome.checksums);
+        let rebased = |block: &BlockRef| BlockRef {
+            key: block.key - blocks.start,
+            ..*block
+        };
+        let refs = found.blocks[range.clone()].iter().map(rebased).collect();
+        let engine = (engine..).take(range.len()).collect();
+        let load = self.workers[rank as usize].load_refs(refs, keys[range].to_vec(), engine);
+        let loaded = self.runtime.block_on(load).map_err(port_error)?;
+        let good = loaded.prefix();
+        match loaded.states.get(good) {
+            Some(LoadState::Missing) => Err(PortError::Stale("a leased block is gone".into())),
+            _ => Ok(good as u32),
         }
-        let heads = self.layouts[rank as usize].slot().checksums();
-        for (i, got) in sums.chunks(heads).enumerate() {
-            let (block, key) = (blocks.start + i as u32, keys[range.start + i]);
-            match self.saved_sums(rank, found, block, key) {
-                Some(saved) if saved == got => {}
-                Some(_) => {
-                    let at = &found.blocks[block as usize];
-                    let report = self.client.report_corrupt(key, at);
-                    self.runtime.block_on(report).map_err(port_error)?;
-                    return Ok(i as u32);
-                }
-                None => return Err(PortError::Stale("a leased block changed".into())),
-            }
-        }
-        Ok(blocks.len() as u32)
     }
 
     fn release(&self, (found, _): Self::Held) {
@@ -264,58 +219,20 @@ impl Port for NodePort {
         parent: Option<BlockKey>,
         engine: u32,
     ) -> Result<Saved, PortError> {
-        let slot = self.layouts[rank as usize].slot();
-        let reserve = Reserve {
-            namespace: &self.namespace,
-            group: GROUP,
-            slot,
+        let save = Save {
             parent,
-            keys,
+            keys: keys.to_vec(),
+            blocks: (engine..).take(keys.len()).collect(),
+            after: None,
         };
-        let reservation = self
+        let saved = self
             .runtime
-            .block_on(self.client.reserve(&reserve))
-            .map_err(port_error)?;
-        let (mut items, mut places) = (vec![], vec![]);
-        for (item, answer) in (0..).zip(&reservation.answers) {
-            if let Answer::Place { place, .. } = answer {
-                items.push(item);
-                places.push(*place);
-            }
-        }
-        let refused = reservation.out_of_budget() as u32;
-        let written = items.len() as u32;
-        let had = keys.len() as u32 - written - refused;
-        if items.is_empty() {
-            return Ok(Saved {
-                written,
-                had,
-                refused,
-            });
-        }
-        let guard = reservation.begin_copy().map_err(gone)?;
-        let mut sums = Vec::new();
-        for (pool, run) in runs_of_a_pool(&places) {
-            let blocks = items[run.clone()].iter().zip(&places[run]);
-            let copies = blocks
-                .map(|(i, p)| BlockCopy {
-                    block: engine + i,
-                    place: p.offset(),
-                })
-                .collect();
-            let pool = reservation.session().pools().get(pool);
-            let pool = pool.ok_or_else(|| PortError::Fatal("a place in no pool".into()))?;
-            let outcome = self.copy(Direction::Save, rank, pool, copies)?;
-            outcome.result.map_err(fatal)?;
-            sums.extend(outcome.checksums);
-        }
-        drop(guard);
-        let seal = self.client.seal(&reservation, &items, &sums);
-        self.runtime.block_on(seal).map_err(gone)?;
+            .block_on(self.workers[rank as usize].save(save))
+            .map_err(gone)?;
         Ok(Saved {
-            written,
-            had,
-            refused,
+            written: saved.completed + saved.partial,
+            had: saved.known,
+            refused: saved.out_of_budget + saved.dropped,
         })
     }
 
@@ -333,26 +250,6 @@ impl Port for NodePort {
     }
 }
 
-// Neighbouring places of one pool, with its number.
-fn runs_of_a_pool(places: &[crate::core::Place]) -> Vec<(u8, Range<usize>)> {
-    let mut runs: Vec<(u8, Range<usize>)> = vec![];
-    for (i, place) in places.iter().enumerate() {
-        match runs.last_mut() {
-            Some((pool, run)) if *pool == place.pool() => run.end = i + 1,
-            _ => runs.push((place.pool(), i..i + 1)),
-        }
-    }
-    runs
-}
-
-fn copies(engine: u32, places: &[crate::core::Place]) -> Vec<BlockCopy> {
-    let copy = |(block, place): (u32, &crate::core::Place)| BlockCopy {
-        block,
-        place: place.offset(),
-    };
-    (engine..).zip(places).map(copy).collect()
-}
-
 /// How many blocks of `block_bytes` a pool of `pool_bytes` holds.
 fn blocks_in(pool_bytes: u64, block_bytes: u64) -> u64 {
     let mut pool = SlabAllocator::new(pool_bytes);
@@ -364,10 +261,6 @@ fn node_error(op: &'static str, error: impl ToString) -> Error {
         op,
         reason: error.to_string(),
     }
-}
-
-fn fatal(error: impl ToString) -> PortError {
-    PortError::Fatal(error.to_string())
 }
 
 // While saving, a session that ended means that the node is gone.
