@@ -10,13 +10,14 @@ use std::collections::{HashMap, HashSet};
 
 impl Core {
     /// Panics if anything that is kept twice disagrees, or a place has two owners.
-    pub(crate) fn check(&mut self) {
+    pub(crate) fn check(&self) {
         self.check_counts();
         self.check_pins();
         self.check_links();
         self.check_places();
         self.check_writes();
         self.check_sessions();
+        self.check_policies();
     }
 
     fn all(&self) -> Vec<(BlockIdx, Block)> {
@@ -99,7 +100,7 @@ impl Core {
         }
     }
 
-    fn check_places(&mut self) {
+    fn check_places(&self) {
         let mut used: HashMap<&str, u64> = HashMap::new();
         let mut places = HashSet::new();
         for (idx, block) in self.all() {
@@ -181,6 +182,22 @@ impl Core {
                 lease.kind == Kind::Read || lease.open as usize == open,
                 "{lease:?}"
             );
+        }
+    }
+
+    fn check_policies(&self) {
+        for tenant in self.tenants.iter() {
+            let own = |block: &Block| {
+                let class = self.namespaces.class(block.class);
+                block.state == State::Sealed && self.tenants.get(class.tenant).name == tenant.name
+            };
+            let tracked: Vec<_> = self
+                .blocks
+                .iter()
+                .filter(|(_, b)| own(b))
+                .map(|(idx, _)| idx)
+                .collect();
+            tenant.policy.check(&self.blocks, &tracked);
         }
     }
 }

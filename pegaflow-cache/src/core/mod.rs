@@ -29,6 +29,8 @@ mod lookup;
 mod moves;
 mod namespace;
 mod places;
+#[cfg(test)]
+mod reference;
 mod reserve;
 mod restore;
 mod seal;

@@ -95,17 +95,22 @@ impl Pool {
         Action::ReleaseSlab { pool, slab }
     }
 
-    fn owner(&mut self, offset: u64) -> Option<&mut BlockIdx> {
+    /// The slab that an offset lies in, and the number of the place that starts there.
+    fn find(&self, offset: u64) -> Option<(u32, usize)> {
         let unit = usize::try_from(offset >> self.unit_shift).ok()?;
-        let slab = self
-            .slabs
-            .get_mut(*self.slab_of_unit.get(unit)? as usize)?
-            .as_mut()?;
+        let first = *self.slab_of_unit.get(unit)?;
+        let slab = self.slabs.get(first as usize)?.as_ref()?;
         let within = offset - slab.offset;
-        if !within.is_multiple_of(slab.place_bytes) {
-            return None;
-        }
-        slab.blocks.get_mut((within / slab.place_bytes) as usize)
+        let at = (within / slab.place_bytes) as usize;
+        let starts = within.is_multiple_of(slab.place_bytes) && at < slab.blocks.len();
+        starts.then_some((first, at))
+    }
+
+    fn owner_mut(&mut self, offset: u64) -> Option<&mut BlockIdx> {
+        let (slab, at) = self.find(offset)?;
+        self.slabs[slab as usize]
+            .as_mut()
+            .map(|slab| &mut slab.blocks[at])
     }
 }
 
@@ -185,7 +190,7 @@ impl Places {
     fn owner_mut(&mut self, place: Place) -> Option<&mut BlockIdx> {
         self.pools
             .get_mut(usize::from(place.pool()))?
-            .owner(place.offset())
+            .owner_mut(place.offset())
     }
 
     /// Notes whose block lies at a live place.
@@ -198,10 +203,13 @@ impl Places {
     }
 
     /// Whose block lies at a place, if any.
-    pub(crate) fn owner(&mut self, place: Place) -> Option<BlockIdx> {
-        self.owner_mut(place)
-            .copied()
-            .filter(|block| !block.is_none())
+    pub(crate) fn owner(&self, place: Place) -> Option<BlockIdx> {
+        let pool = self.pools.get(usize::from(place.pool()))?;
+        let (slab, at) = pool.find(place.offset())?;
+        let owner = pool.slabs[slab as usize]
+            .as_ref()
+            .map(|slab| slab.blocks[at])?;
+        (!owner.is_none()).then_some(owner)
     }
 
     /// All blocks of the slab that `place` lies in, and the bytes of its places.

@@ -43,6 +43,8 @@ pub struct RestoredWrite {
     pub group: GroupId,
     /// The writer; open it first, and close it when all its places are restored.
     pub session: SessionId,
+    /// The use of the place.
+    pub generation: u32,
 }
 
 /// What is known only while restoring.
@@ -107,6 +109,7 @@ impl Core {
         let class = self.namespaces.class_of(record.namespace, record.group)?;
         self.open(record.session)?;
         let idx = self.restore_place(class, BlockKey([0; 16]), record.place)?;
+        self.blocks.set_generation(idx, record.generation);
         let lease = self.restored_quarantine(now, record.session, class);
         let shape = self.namespaces.class(class).shape.shape;
         let write = self.writes.insert(now, idx, &shape);

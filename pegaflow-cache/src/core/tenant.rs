@@ -60,7 +60,7 @@ impl Tenants {
             name: name.to_owned(),
             limits: settings.tenants.get(name).cloned().unwrap_or_default(),
             used_bytes: 0,
-            policy: evict::make(settings.eviction),
+            policy: evict::make(settings.eviction, index.0),
             counters: Counters::default(),
         });
         self.by_name.insert(name.to_owned(), index);

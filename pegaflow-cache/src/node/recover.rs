@@ -202,6 +202,7 @@ fn restore_write(
         namespace: NamespaceIndex(found.record.namespace),
         group: found.record.group,
         session,
+        generation: found.record.generation,
     };
     let kept = state.core.restore_write(now, &write).is_ok();
     recovery.quarantined += u64::from(kept);

@@ -17,8 +17,8 @@ const NONE: u32 = u32::MAX;
 /// Records kept for one that lives, at most. At 2 and more there is always a pair to merge.
 const SPARSE_MAX: usize = 3;
 
-/// `policy[1]` of a block whose position in the log is `policy[0]`.
-pub(super) const IN_LOG: u32 = 1;
+/// `policy[1]` of a block that is in no log is below this; in a log it is the log's tag.
+pub(super) const TAG_MIN: u32 = 16;
 
 #[derive(Debug)]
 struct Chunk {
@@ -36,6 +36,9 @@ struct Chunk {
 /// The log.
 #[derive(Debug)]
 pub(super) struct Log {
+    /// `policy[1]` of the blocks in this log. Logs of other tenants have other tags: an entry of the
+    /// arena that changes its tenant must not bring an old record of the first to life.
+    tag: u32,
     chunks: Vec<Chunk>,
     free: Vec<u32>,
     head: u32,
@@ -45,9 +48,15 @@ pub(super) struct Log {
     sweep: u32,
 }
 
-impl Default for Log {
-    fn default() -> Self {
+fn position(chunk: u32, at: u32) -> u32 {
+    chunk << CHUNK_BITS | at
+}
+
+impl Log {
+    /// An empty log; `id` is not that of another log over the same blocks.
+    pub(super) fn new(id: u32) -> Self {
         Self {
+            tag: TAG_MIN + id,
             chunks: Vec::new(),
             free: Vec::new(),
             head: NONE,
@@ -56,13 +65,12 @@ impl Default for Log {
             sweep: NONE,
         }
     }
-}
 
-fn position(chunk: u32, at: u32) -> u32 {
-    chunk << CHUNK_BITS | at
-}
+    /// Whether the block has a living record here.
+    pub(super) fn holds(&self, blocks: &Blocks, block: BlockIdx) -> bool {
+        blocks.get(block).policy[1] == self.tag
+    }
 
-impl Log {
     fn chunk(&mut self, chunk: u32) -> &mut Chunk {
         &mut self.chunks[chunk as usize]
     }
@@ -80,7 +88,7 @@ impl Log {
         chunk.len += 1;
         chunk.live += 1;
         self.live += 1;
-        blocks.get_mut(block).policy = [position(tail, at), IN_LOG];
+        blocks.get_mut(block).policy = [position(tail, at), self.tag];
     }
 
     /// Forgets the living record at a position. The caller changes the block's words.
@@ -103,15 +111,50 @@ impl Log {
         while self.chunk(at).live == 0 {
             at = self.chunk(at).next;
         }
+        let tag = self.tag;
         let chunk = &mut self.chunks[at as usize];
         while !lives(
             blocks,
+            tag,
             chunk.records[chunk.start as usize],
             position(at, chunk.start),
         ) {
             chunk.start += 1;
         }
         Some(chunk.records[chunk.start as usize])
+    }
+
+    /// Panics unless exactly these blocks have living records, and counters and list say so.
+    #[cfg(test)]
+    pub(super) fn check(&self, blocks: &Blocks, living: &[BlockIdx]) {
+        assert_eq!(self.live, living.len(), "living records");
+        let (mut at, mut before, mut seen) = (self.head, NONE, 0);
+        while at != NONE {
+            let chunk = &self.chunks[at as usize];
+            assert_eq!(chunk.prev, before);
+            let all = (0..chunk.len).filter(|i| {
+                lives(
+                    blocks,
+                    self.tag,
+                    chunk.records[*i as usize],
+                    position(at, *i),
+                )
+            });
+            let all: Vec<_> = all.collect();
+            assert_eq!(
+                all.len(),
+                chunk.live as usize,
+                "living records of chunk {at}"
+            );
+            assert!(
+                all.first().is_none_or(|first| chunk.start <= *first),
+                "a search would miss one"
+            );
+            assert!(chunk.live > 0 || at == self.tail, "an empty chunk is kept");
+            seen += chunk.live as usize;
+            (before, at) = (at, chunk.next);
+        }
+        assert_eq!((before, seen), (self.tail, self.live));
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -207,7 +250,7 @@ impl Log {
             let chunk = &self.chunks[id as usize];
             for at in chunk.start..chunk.len {
                 let block = chunk.records[at as usize];
-                if lives(blocks, block, position(id, at)) {
+                if lives(blocks, self.tag, block, position(id, at)) {
                     records[len as usize] = block;
                     len += 1;
                 }
@@ -225,6 +268,6 @@ impl Log {
     }
 }
 
-fn lives(blocks: &Blocks, block: BlockIdx, position: u32) -> bool {
-    blocks.get(block).policy == [position, IN_LOG]
+fn lives(blocks: &Blocks, tag: u32, block: BlockIdx, position: u32) -> bool {
+    blocks.get(block).policy == [position, tag]
 }

@@ -7,35 +7,48 @@
 //! leave: it is older than everything still in the log.
 
 use super::Eviction;
-use super::log::{IN_LOG, Log};
+use super::log::{Log, TAG_MIN};
 use crate::core::block::{BlockIdx, Blocks};
+use std::collections::BTreeSet;
 
 /// `policy[1]` of blocks that are not in the log.
 const NOWHERE: u32 = 0;
-/// Was the oldest, but could not leave.
+/// Was the oldest, but could not leave; `policy[0]` counts those set aside, so it keeps their order.
 const ASIDE: u32 = 2;
 /// Was set aside, can leave, and waits in `ripe`.
 const RIPE: u32 = 3;
 
 /// The policy.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Lru {
     log: Log,
-    /// Blocks to leave next, last first, each with its generation. Those whose state is no longer
-    /// `RIPE` are passed over.
-    ripe: Vec<(BlockIdx, u32)>,
+    /// Blocks to leave next, by the order in which they were set aside, each with its generation.
+    /// Those whose state is no longer `RIPE` are passed over.
+    ripe: BTreeSet<(u32, BlockIdx, u32)>,
+    /// Blocks set aside so far.
+    aside: u32,
 }
 
+const _: () = assert!(RIPE < TAG_MIN, "a log's tag means that the block is in it");
+
 impl Lru {
-    fn forget(&mut self, blocks: &mut Blocks, block: BlockIdx) {
-        let [position, state] = blocks.get(block).policy;
-        if state == IN_LOG {
-            self.log.forget(position);
+    /// A policy over blocks of its own; `id` is that of no other.
+    pub(super) fn new(id: u32) -> Self {
+        Self {
+            log: Log::new(id),
+            ripe: BTreeSet::new(),
+            aside: 0,
+        }
+    }
+
+    fn forget(&mut self, blocks: &Blocks, block: BlockIdx) {
+        if self.log.holds(blocks, block) {
+            self.log.forget(blocks.get(block).policy[0]);
         }
     }
 
     fn next_ripe(&mut self, blocks: &mut Blocks) -> Option<BlockIdx> {
-        while let Some(&(idx, generation)) = self.ripe.last() {
+        while let Some(&(_, idx, generation)) = self.ripe.first() {
             let block = blocks.get_mut(idx);
             if block.generation == generation && block.policy[1] == RIPE {
                 if block.is_evictable() {
@@ -43,7 +56,7 @@ impl Lru {
                 }
                 block.policy[1] = ASIDE;
             }
-            self.ripe.pop();
+            self.ripe.pop_first();
         }
         None
     }
@@ -72,7 +85,7 @@ impl Eviction for Lru {
         let entry = blocks.get_mut(block);
         if entry.policy[1] == ASIDE && entry.is_evictable() {
             entry.policy[1] = RIPE;
-            self.ripe.push((block, entry.generation));
+            self.ripe.insert((entry.policy[0], block, entry.generation));
         }
     }
 
@@ -86,11 +99,36 @@ impl Eviction for Lru {
                 return Some(block);
             }
             self.forget(blocks, block);
-            blocks.get_mut(block).policy[1] = ASIDE;
+            self.aside = self.aside.wrapping_add(1);
+            blocks.get_mut(block).policy = [self.aside, ASIDE];
+        }
+    }
+
+    #[cfg(test)]
+    fn check(&self, blocks: &Blocks, tracked: &[BlockIdx]) {
+        let is = |wanted: u32| {
+            let state = move |idx: &&BlockIdx| blocks.get(**idx).policy[1] == wanted;
+            tracked.iter().filter(state)
+        };
+        let living = tracked.iter().filter(|idx| self.log.holds(blocks, **idx));
+        self.log.check(blocks, &living.copied().collect::<Vec<_>>());
+        assert_eq!(is(NOWHERE).count(), 0, "a visible block is not tracked");
+        for idx in is(RIPE) {
+            let block = blocks.get(*idx);
+            assert!(
+                self.ripe
+                    .contains(&(block.policy[0], *idx, block.generation))
+            );
+        }
+        for idx in is(ASIDE) {
+            assert!(
+                !blocks.get(*idx).is_evictable(),
+                "{idx:?} was forgotten aside"
+            );
         }
     }
 
     fn bytes(&self) -> usize {
-        self.log.bytes() + self.ripe.capacity() * size_of::<(BlockIdx, u32)>()
+        self.log.bytes() + self.ripe.len() * 2 * size_of::<(u32, BlockIdx, u32)>()
     }
 }

@@ -34,13 +34,17 @@ pub(crate) trait Eviction: Debug + Send {
     /// The block that should leave next. Asking again without a change gives the same block.
     fn victim(&mut self, blocks: &mut Blocks) -> Option<BlockIdx>;
 
+    /// Panics unless the policy tracks exactly these blocks.
+    #[cfg(test)]
+    fn check(&self, blocks: &Blocks, tracked: &[BlockIdx]);
+
     /// Bytes of the policy's own tables.
     fn bytes(&self) -> usize;
 }
 
-/// Makes a policy by its name in the settings.
-pub(crate) fn make(policy: EvictionPolicy) -> Box<dyn Eviction> {
+/// Makes a policy by its name in the settings. `id` tells the policies over one arena apart.
+pub(crate) fn make(policy: EvictionPolicy, id: u32) -> Box<dyn Eviction> {
     match policy {
-        EvictionPolicy::Lru => Box::new(lru::Lru::default()),
+        EvictionPolicy::Lru => Box::new(lru::Lru::new(id)),
     }
 }

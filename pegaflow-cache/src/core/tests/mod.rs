@@ -3,4 +3,10 @@
 //! Scripts against the core: what each call answers, and what it makes the shell do.
 
 mod basics;
-mod rig;
+mod chaos;
+mod hybrid;
+mod machine;
+mod restart;
+pub(crate) mod rig;
+mod shell;
+mod waiting;

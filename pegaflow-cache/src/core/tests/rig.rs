@@ -145,6 +145,18 @@ impl Rig {
         lease_ttl_ms: Option<u64>,
         ticket: Option<TicketId>,
     ) -> LookupReply {
+        let found = self.try_look(session, keys, mode, lease_ttl_ms, ticket);
+        found.expect("a valid request")
+    }
+
+    pub(crate) fn try_look(
+        &mut self,
+        session: SessionId,
+        keys: &[BlockKey],
+        mode: LookupMode,
+        lease_ttl_ms: Option<u64>,
+        ticket: Option<TicketId>,
+    ) -> Result<LookupReply, Error> {
         let (namespace, group) = (self.namespace, self.group);
         let request = LookupRequest {
             namespace,
@@ -155,10 +167,8 @@ impl Rig {
             ticket,
         };
         let mut reply = LookupReply::default();
-        self.core
-            .lookup(self.now, session, &request, &mut reply)
-            .expect("a valid request");
-        reply
+        self.core.lookup(self.now, session, &request, &mut reply)?;
+        Ok(reply)
     }
 
     pub(crate) fn release(&mut self, session: SessionId, reply: &LookupReply) {
@@ -170,7 +180,7 @@ impl Rig {
     }
 
     /// Ends a test: everything is consistent.
-    pub(crate) fn done(mut self) {
+    pub(crate) fn done(self) {
         self.core.check();
     }
 
