@@ -98,13 +98,14 @@ pub(crate) struct NewBlock {
     pub(crate) class: ClassIdx,
 }
 
-const CHUNK_BITS: u32 = 15;
+// Half a megabyte: what the system takes to hand it out is no pause.
+const CHUNK_BITS: u32 = 13;
 const CHUNK: usize = 1 << CHUNK_BITS;
 
 /// All blocks of a node.
 #[derive(Debug)]
 pub(crate) struct Blocks {
-    chunks: Vec<Box<[Block]>>,
+    chunks: Vec<Box<[Block; CHUNK]>>,
     /// Head of the free list, linked through `parent`.
     free: BlockIdx,
     /// Entries ever used; the next fresh one.
@@ -179,8 +180,9 @@ impl Blocks {
         }
         let idx = BlockIdx(self.fresh);
         if idx.0 as usize >= self.chunks.len() << CHUNK_BITS {
+            let chunk = vec![Block::FREE; CHUNK].into_boxed_slice();
             self.chunks
-                .push(vec![Block::FREE; CHUNK].into_boxed_slice());
+                .push(chunk.try_into().expect("it has the length of a chunk"));
         }
         self.fresh += 1;
         idx

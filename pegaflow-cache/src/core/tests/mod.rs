@@ -6,6 +6,7 @@ mod basics;
 mod chaos;
 mod hybrid;
 mod machine;
+mod refusals;
 mod restart;
 pub(crate) mod rig;
 mod shell;
