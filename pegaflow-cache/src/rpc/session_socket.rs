@@ -38,7 +38,7 @@ const EVENTS_MAX: usize = 256;
 /// Bytes of a client's name.
 const NAME_BYTES_MAX: usize = 128;
 
-/// Serves the session socket until `stop` says true.
+/// Serves the session socket until `stop` says true, and every connection has let go of the node.
 pub(super) async fn serve(
     node: Arc<Node>,
     listener: UnixListener,
@@ -52,7 +52,7 @@ pub(super) async fn serve(
         };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stop.wait_for(|stop| *stop) => return,
+            _ = stop.wait_for(|stop| *stop) => break,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -86,6 +86,8 @@ pub(super) async fn serve(
         };
         tokio::spawn(serve.instrument(span));
     }
+    // A connection drops the node before its permit: with all permits back, the pool can be opened anew.
+    let _ = room.acquire_many(CONNECTIONS_MAX as u32).await;
 }
 
 /// The client's pid, if it is of this user or root.

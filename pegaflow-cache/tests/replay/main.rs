@@ -58,6 +58,11 @@ fn replay(
 
 /// Nothing wrong, everything verified, and as many hits as a plain LRU, or a little more.
 fn check(outcome: &Outcome, requests: u64) {
+    check_within(0.005, outcome, requests);
+}
+
+/// The same, with at most `slack` less hits: a restart forgets the order of touches.
+fn check_within(slack: f64, outcome: &Outcome, requests: u64) {
     let c = outcome.counts;
     assert_eq!(
         (c.requests, c.mismatches, c.damaged_blocks),
@@ -74,7 +79,7 @@ fn check(outcome: &Outcome, requests: u64) {
         share(outcome.plain_lru.prefix_hit_blocks),
     );
     assert!(
-        got > plain - 0.005,
+        got > plain - slack,
         "{got} of the node, {plain} of a plain LRU"
     );
 }
@@ -92,6 +97,16 @@ fn a_node_in_this_process_hits_like_a_plain_lru() {
         };
         let outcome = replay(&place, &settings, |_| true).expect("nothing goes wrong");
         check(&outcome, 400);
+    }
+}
+
+/// Starts a node; the one before it in this process may hold the pool for a moment yet (its housekeeping thread).
+fn start_node(settings: &NodeSettings) -> Arc<Node> {
+    loop {
+        match Node::start(settings) {
+            Err(pegaflow_cache::Error::PoolInUse { .. }) => std::thread::yield_now(),
+            started => return started.expect("it starts"),
+        }
     }
 }
 
@@ -125,7 +140,7 @@ impl Server {
             pool_bytes: RAM_BYTES,
             ..NodeSettings::default()
         };
-        let node: Arc<Node> = Node::start(&settings).expect("it starts");
+        let node = start_node(&settings);
         let bind = |path: &Path| {
             let _ = std::fs::remove_file(path);
             UnixListener::bind(path).expect("a free path")
@@ -199,7 +214,7 @@ fn a_server_that_comes_back_still_has_the_blocks() {
     });
     let outcome = outcome.expect("the client reconnects by itself");
     assert_eq!(restarts_left, 0, "{:?}", outcome.counts);
-    check(&outcome, outcome.counts.requests);
+    check_within(0.05, &outcome, outcome.counts.requests);
 }
 
 #[test]
