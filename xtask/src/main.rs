@@ -18,10 +18,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod chaos;
 mod ci;
+mod demo;
 mod dist;
 mod docs;
 mod markdown;
+mod programs;
 mod run;
 mod test;
 mod tidy;
@@ -40,7 +43,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Bench(bench::Args),
+    Chaos(chaos::Args),
     Ci(ci::Args),
+    Demo(demo::Args),
     Dist(dist::Args),
     Docs(docs::Args),
     Test(test::Args),
@@ -61,7 +66,9 @@ fn main() -> ExitCode {
 fn dispatch(ws: &Workspace, command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Bench(args) => bench::run(ws, args),
+        Command::Chaos(args) => chaos::run(ws, args),
         Command::Ci(args) => ci::run(ws, args),
+        Command::Demo(args) => demo::run(ws, args),
         Command::Dist(args) => dist::run(ws, args),
         Command::Docs(args) => docs::run(ws, args),
         Command::Test(args) => test::run(ws, args),
