@@ -152,6 +152,10 @@ impl Core {
             let class = self.namespaces.class(class);
             (class.bytes, class.place_bytes)
         };
+        // Nothing is evicted for a block that would not fit into an empty pool.
+        if !self.places.could_hold(place_bytes) || !self.tenant_of(class).could_hold(place_bytes) {
+            return None;
+        }
         while !self.tenant_of(class).has_room(place_bytes) {
             if *budget == 0 || !self.evict_own(now, class, actions) {
                 return None;

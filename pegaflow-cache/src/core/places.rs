@@ -139,6 +139,12 @@ impl Places {
             .sum()
     }
 
+    /// Whether any pool is large enough for one place of this size.
+    pub(crate) fn could_hold(&self, place_bytes: u64) -> bool {
+        let mut pools = self.pools.iter();
+        pools.any(|pool| pool.allocator.capacity_bytes() >= place_bytes)
+    }
+
     /// Bytes of all places handed out.
     #[cfg(test)]
     pub(crate) fn live_bytes(&self) -> u64 {

@@ -29,6 +29,11 @@ impl Tenant {
         self.used_bytes / u64::from(self.limits.weight)
     }
 
+    /// Whether a block of that many bytes would fit if it had no other.
+    pub(crate) fn could_hold(&self, place_bytes: u64) -> bool {
+        self.limits.bytes_max.is_none_or(|max| place_bytes <= max)
+    }
+
     /// Whether `more` bytes fit into its quota.
     pub(crate) fn has_room(&self, more: u64) -> bool {
         self.limits

@@ -308,6 +308,43 @@ fn limits_that_are_answered_per_key() {
     assert_eq!(answers(d(), &[(0, 2), (1, 2)]), 0);
 }
 
+/// A block that fits nowhere must not cost anybody else's.
+#[test]
+fn a_block_larger_than_its_room_evicts_nothing() {
+    let quota = TenantSettings {
+        bytes_max: Some(BLOCK_BYTES),
+        ..TenantSettings::default()
+    };
+    let tenants = [("two".to_owned(), quota)].into();
+    let mut rig = Rig::with(
+        CoreSettings {
+            tenants,
+            ..CoreSettings::default()
+        },
+        16,
+    );
+    rig.save(A, &keys(0..16));
+    for (id, tenant, layers) in [(2, "one", 64), (3, "two", 4), (4, "two", 2)] {
+        let mut large = spec(tenant, id, &[(GroupKind::FullAttention, 16)]);
+        large.groups[0].shape.layers = layers;
+        let namespace = rig
+            .core
+            .register_namespace(&large)
+            .expect("a valid namespace");
+        let slot = Slot::whole(&large.groups[0].shape);
+        let was = std::mem::replace(&mut rig.namespace, namespace);
+        let keys_of = keys(100 * u64::from(id)..100 * u64::from(id) + 1);
+        let reply = rig
+            .reserve_slot(A, &slot, None, &keys_of)
+            .expect("a valid request");
+        rig.namespace = was;
+        let fits = layers == 2;
+        assert_eq!(reply.places, u32::from(fits), "{tenant}, {layers} layers");
+        assert_eq!(rig.peek(&keys(0..16)), if fits { 15 } else { 16 });
+    }
+    rig.done();
+}
+
 #[test]
 fn settings_of_zero_are_refused() {
     let zero = CoreSettings {
