@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::layers::Layers;
 use super::problem::{ConfigError, Origin, Problem};
+use super::room;
 use super::settings::Settings;
 use super::validate::read_file;
 
@@ -43,6 +44,7 @@ pub fn load(
         runtime_dir.filter(|dir| dir.is_absolute() && dir.is_dir()),
     );
     settings.validate(layers);
+    room::check(&settings, layers);
     layers.settings::<Settings>()?;
     Ok(settings)
 }

@@ -11,6 +11,7 @@ pub mod load;
 pub mod notify;
 pub mod print;
 mod problem;
+mod room;
 pub mod settings;
 pub mod socket;
 pub mod telemetry;

@@ -79,6 +79,19 @@ fn a_file_that_is_not_there_or_a_directory_is_refused() {
 }
 
 #[test]
+fn a_pool_that_does_not_fit_is_refused_before_it_hurts() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    refused(
+        dir.path(),
+        &["--pool-bytes", "4000TiB", "--pool-dir", "pool"],
+        &[
+            "--pool-bytes: `pool.bytes`: the pool wants 4000TiB",
+            "set `pool.dir`",
+        ],
+    );
+}
+
+#[test]
 fn a_wrong_flag_or_variable_is_named() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     refused(dir.path(), &["--pool-bites", "1"], &["--pool-bytes"]);

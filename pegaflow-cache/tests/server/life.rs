@@ -60,6 +60,22 @@ fn a_second_server_is_refused_and_told_by_whom() {
 }
 
 #[test]
+fn a_pool_has_one_server() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let first = Server::start(dir.path(), &["--tcp", "127.0.0.1:0"]);
+    let tcp = first.ready.tcp.expect("a TCP address");
+    assert_ne!(tcp.port(), 0, "the port in use is told");
+    TcpStream::connect(tcp).expect("it listens there");
+    let other = dir.path().join("other.sock");
+    let flags = ["--socket", other.to_str().expect("text")];
+    let log = Server::try_start(dir.path(), &flags)
+        .err()
+        .expect("refused");
+    assert!(log.contains("another") && log.contains("pool"), "{log}");
+    assert!(!other.exists(), "no socket is left");
+}
+
+#[test]
 fn a_killed_server_starts_again_in_the_same_place() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     for _ in 0..3 {

@@ -60,6 +60,7 @@ pub(crate) fn command() -> Command {
         .after_help(EXAMPLES)
         .after_long_help(format!("{EXAMPLES}\n\n{LONG_EXAMPLES}"))
         .args_conflicts_with_subcommands(true)
+        .args_override_self(true)
         .args(own())
         .args(
             describe::<Settings>()
