@@ -206,5 +206,5 @@ extern "C" __global__ void pegaflow_publish(u64* sums, u64* host, u64 count, u32
         *(volatile u64*)(host + i) = sums[i];
         sums[i] = 0;
     }
-    arrive(arrivals, signal, value);
+    if (signal) arrive(arrivals, signal, value);
 }

@@ -96,6 +96,10 @@ pub struct Rates {
     pub dma_us: f64,
     /// What the staged way takes on top of its DMA: filling or draining the pipeline.
     pub staged_us: f64,
+    /// Bytes of a staging slot and number of slots that moved the most; `None` without staging.
+    pub ring: Option<(u64, u64)>,
+    /// What that ring moves where DMA has long pieces; 0 without staging.
+    pub staged: f64,
 }
 
 /// What the choice depends on besides the rates.
@@ -111,6 +115,10 @@ pub struct Question {
     pub direct_open: bool,
 }
 
+/// A cache file that asks for a larger ring is not ours.
+const RING_BYTES_MAX: u64 = 1 << 30;
+/// Rectangles are measured close to each other; far apart in a large pool they come so much slower.
+const ROWS_SHARE: f64 = 0.65;
 /// The direct way holds multiprocessors for as long as the link takes. It must be this much faster to be worth that.
 const DIRECT_GAIN_MIN: f64 = 1.08;
 /// Below this a job is over so soon that multiprocessor time does not matter.
@@ -137,10 +145,11 @@ impl Rates {
             };
             dma.at(q.job.entry_bytes())
         } else {
-            self.rows.at(q.job.row_bytes)
+            self.rows.at(q.job.row_bytes) * ROWS_SHARE
         };
-        if q.staged_open && piece > 0.0 {
-            all.push((Method::Staged, self.dma_us + self.staged_us + micros(piece)));
+        if q.staged_open && piece > 0.0 && self.staged > 0.0 {
+            let rate = piece.min(self.staged);
+            all.push((Method::Staged, self.dma_us + self.staged_us + micros(rate)));
         }
         if q.direct_open && self.direct > 0.0 {
             let handicap = if q.job.bytes() <= DIRECT_FREE_BYTES {
@@ -178,6 +187,9 @@ impl Rates {
             number("direct_us", self.direct_us),
             number("dma_us", self.dma_us),
             number("staged_us", self.staged_us),
+            number("staged", self.staged),
+            number("slot_bytes", self.ring.map_or(0.0, |r| r.0 as f64)),
+            number("slots", self.ring.map_or(0.0, |r| r.1 as f64)),
         ]
         .concat()
     }
@@ -206,7 +218,13 @@ impl Rates {
             }
             Some(Curve(points))
         };
+        let (slot_bytes, slots) = (number("slot_bytes")? as u64, number("slots")? as u64);
+        if slot_bytes.saturating_mul(slots) > RING_BYTES_MAX {
+            return None;
+        }
         Some(Self {
+            ring: (slot_bytes > 0 && slots > 0).then_some((slot_bytes, slots)),
+            staged: number("staged")?,
             plain: curve("plain")?,
             batch: curve("batch")?,
             rows: curve("rows")?,
@@ -243,6 +261,8 @@ mod tests {
             direct_us: 11.0,
             dma_us: 13.0,
             staged_us: 20.0,
+            ring: Some((8 << 20, 2)),
+            staged: 54.0,
         }
     }
 
@@ -286,8 +306,9 @@ mod tests {
                 .prop_map(|m| Curve(m.into_iter().collect()))
         };
         let n = || 0f64..100.0;
-        (curve(), curve(), curve(), n(), n(), n(), n()).prop_map(
-            |(plain, batch, rows, direct, direct_us, dma_us, staged_us)| Rates {
+        let ring = proptest::option::of((1u64..1 << 24, 1u64..8));
+        ((curve(), curve(), curve()), n(), n(), n(), n(), n(), ring).prop_map(
+            |((plain, batch, rows), direct, direct_us, dma_us, staged_us, staged, ring)| Rates {
                 plain,
                 batch,
                 rows,
@@ -295,6 +316,8 @@ mod tests {
                 direct_us,
                 dma_us,
                 staged_us,
+                ring,
+                staged,
             },
         )
     }

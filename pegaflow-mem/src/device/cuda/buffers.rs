@@ -3,8 +3,10 @@
 
 //! Small buffers that jobs borrow: checksums on the device, their copies on the host, and a word that tells the end.
 //!
-//! Pinning memory takes longer than most jobs, so buffers go back into a shelf. Invariant: checksum buffers on a shelf
-//! hold zeros, and a word only ever grows (modulo 2^32), so that a late waiter of an earlier job is let through.
+//! Pinning memory takes longer than most jobs, so buffers go back into a shelf. They are not freed before the device is:
+//! freeing waits for all work of the context, and some of that may wait for the very thread that frees. Invariant:
+//! checksum buffers that are handed out hold zeros, and a word only ever grows (modulo 2^32), so that a late waiter of an
+//! earlier job is let through.
 
 use super::driver::{Context, DeviceMemory, PinnedMemory, Span, Stream};
 use crate::{Error, Result};
@@ -22,7 +24,8 @@ pub(super) struct Buffers {
     words: PinnedMemory,
     free_words: Mutex<Vec<(u32, u32)>>,
     host: Mutex<Vec<Vec<PinnedMemory>>>,
-    device: Mutex<Vec<Vec<DeviceMemory>>>,
+    /// With each, whether it holds zeros.
+    device: Mutex<Vec<Vec<(DeviceMemory, bool)>>>,
 }
 
 fn class(bytes: u64) -> usize {
@@ -38,6 +41,20 @@ impl Buffers {
             host: Mutex::new((0..64).map(|_| vec![]).collect()),
             device: Mutex::new((0..64).map(|_| vec![]).collect()),
         }))
+    }
+
+    /// Puts a few buffers of the usual size on the shelves, so that the first jobs need not ask the driver.
+    pub(super) fn stock(self: &Arc<Self>, stream: &Stream) -> Result<()> {
+        let host: Vec<_> = (0..4).map(|_| self.host(0)).collect::<Result<_>>()?;
+        let device: Vec<_> = (0..4)
+            .map(|_| {
+                let mut buffer = self.device(0, stream)?;
+                buffer.mark_clean();
+                Ok(buffer)
+            })
+            .collect::<Result<_>>()?;
+        drop((host, device));
+        Ok(())
     }
 
     /// The pinned memory that holds all words.
@@ -83,16 +100,15 @@ impl Buffers {
     pub(super) fn device(self: &Arc<Self>, bytes: u64, stream: &Stream) -> Result<DeviceBuffer> {
         let class = class(bytes);
         let shelved = self.device.lock()[class].pop();
-        let memory = match shelved {
-            Some(memory) => memory,
-            None => {
-                let memory = DeviceMemory::new(&self.context, 1 << class)?;
-                stream.zero(memory.span())?;
-                // Other streams must see the zeros too.
-                stream.synchronize()?;
-                memory
-            }
+        let (memory, clean) = match shelved {
+            Some(shelved) => shelved,
+            None => (DeviceMemory::new(&self.context, 1 << class)?, false),
         };
+        if !clean {
+            stream.zero(memory.span())?;
+            // Other streams must see the zeros too.
+            stream.synchronize()?;
+        }
         Ok(DeviceBuffer {
             buffers: Arc::clone(self),
             class,
@@ -200,8 +216,7 @@ impl DeviceBuffer {
 
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
-        if self.clean {
-            self.buffers.device.lock()[self.class].extend(self.memory.take());
-        }
+        let memory = self.memory.take().map(|memory| (memory, self.clean));
+        self.buffers.device.lock()[self.class].extend(memory);
     }
 }

@@ -23,11 +23,24 @@ use std::sync::Arc;
 /// Bytes moved for a point.
 const POINT_BYTES: u64 = 16 << 20;
 /// Most pieces of a point: short pieces are measured with fewer bytes.
-const POINT_PIECES: u64 = 128;
+const POINT_PIECES: u64 = 256;
 /// The block that kernels are measured with.
 const BLOCK_BYTES: u64 = 64 << 10;
+/// Rings that are tried, small ones first: `(bytes of a slot, slots)`.
+const RINGS: [(u64, u64); 6] = [
+    (4 << 20, 2),
+    (8 << 20, 2),
+    (12 << 20, 2),
+    (8 << 20, 4),
+    (12 << 20, 4),
+    (16 << 20, 4),
+];
+/// What a larger ring must gain.
+const RING_GAIN_MIN: f64 = 1.001;
+/// Bytes that a ring is tried with, at a time.
+const PIPELINE_BYTES: u64 = 32 << 20;
 /// Changes when the meaning of the file's lines does.
-const FORMAT: &str = "pegaflow copy rates 1";
+const FORMAT: &str = "pegaflow copy rates 2";
 
 /// The rates of both directions (save, load): from the cache, else measured and cached.
 pub(super) fn rates(
@@ -42,15 +55,17 @@ pub(super) fn rates(
     {
         return rates;
     }
-    let bench = Bench::new(context, kernels);
+    let bench = Bench::new(context, kernels, settings);
     // Not being able to measure is no reason not to copy.
     let Ok(mut bench) = bench else {
         return Default::default();
     };
-    let rates = [
-        bench.direction(Direction::Save),
-        bench.direction(Direction::Load),
-    ];
+    #[cfg(test)]
+    if context.facts().model == "simulated" {
+        bench.simulated = true;
+    }
+    let rates =
+        [Direction::Save, Direction::Load].map(|direction| bench.direction(direction, settings));
     if let Some(file) = file {
         let text = format!(
             "{FORMAT}\n{}{}",
@@ -94,104 +109,243 @@ fn cache_file(context: &Context, settings: &CudaSettings) -> Option<PathBuf> {
 /// What is needed to measure.
 struct Bench<'a> {
     stream: Stream,
+    dma: Stream,
     start: Event,
     end: Event,
     device: DeviceMemory,
+    staging: Option<DeviceMemory>,
     host: PinnedMemory,
     sums: DeviceMemory,
     layout: VerifiedLayout,
+    _table: DeviceMemory,
     kernels: Option<&'a Kernels>,
     scratch: BatchScratch,
+    /// Nothing to measure: the figures are made up.
+    simulated: bool,
 }
 
 impl<'a> Bench<'a> {
-    fn new(context: &Arc<Context>, kernels: Option<&'a Kernels>) -> Result<Self> {
+    fn new(
+        context: &Arc<Context>,
+        kernels: Option<&'a Kernels>,
+        settings: &CudaSettings,
+    ) -> Result<Self> {
         let stream = Stream::new(context)?;
-        let device = DeviceMemory::new(context, POINT_BYTES * 2)?;
+        let device = DeviceMemory::new(context, POINT_BYTES)?;
         let host = PinnedMemory::new(context, POINT_BYTES as usize)?;
         let sums = DeviceMemory::new(context, POINT_BYTES / BLOCK_BYTES * 8)?;
+        let inner_bytes = BLOCK_BYTES as u32;
         let shape = BlockShape {
             layers: 1,
             parts: 1,
             heads: 1,
-            inner_bytes: BLOCK_BYTES as u32,
+            inner_bytes,
         };
         let blocks = (POINT_BYTES / BLOCK_BYTES) as u32;
         let layout = KvLayout::dense(shape, Slot::whole(&shape), device.span().address(), blocks)?;
-        let layout = VerifiedLayout::new(context, Arc::new(layout), &stream)?;
+        let table = DeviceMemory::new(context, VerifiedLayout::table_bytes(&layout))?;
+        let layout = VerifiedLayout::new(context, Arc::new(layout), &stream, &host, table.span())?;
+        // The largest ring that may be chosen, or none.
+        let staging = RINGS
+            .iter()
+            .map(|(slot, slots)| slot * slots)
+            .filter(|bytes| *bytes <= share(Direction::Load, settings))
+            .max()
+            .and_then(|bytes| DeviceMemory::new(context, bytes).ok());
         Ok(Self {
             start: Event::timed(context)?,
             end: Event::timed(context)?,
+            dma: Stream::new(context)?,
             stream,
             device,
+            staging,
             host,
             sums,
             layout,
+            _table: table,
             kernels,
             scratch: BatchScratch::default(),
+            simulated: false,
         })
     }
 
-    /// Microseconds that `work` takes on the GPU: the better of two.
-    fn time(&mut self, mut work: impl FnMut(&mut Self) -> Result<()>) -> Option<f64> {
-        let mut best = f64::INFINITY;
-        for _ in 0..2 {
-            self.stream.record(&self.start).ok()?;
-            let done = work(self);
-            self.stream.record(&self.end).ok()?;
-            self.end.synchronize().ok()?;
-            done.ok()?;
-            best = best.min(self.end.micros_since(&self.start).ok()?);
-        }
-        Some(best.max(0.1))
+    /// Microseconds on the GPU of `times` times `work`.
+    fn time(&mut self, times: u32, work: &mut dyn FnMut(&mut Self) -> Result<()>) -> Option<f64> {
+        self.stream.record(&self.start).ok()?;
+        let done = (0..times).try_for_each(|_| work(self));
+        self.stream.record(&self.end).ok()?;
+        self.end.synchronize().ok()?;
+        done.ok()?;
+        Some(self.end.micros_since(&self.start).ok()?.max(0.1))
     }
 
-    fn direction(&mut self, direction: Direction) -> Rates {
+    /// GB/s of `work`, which moves `bytes`: three times after one to warm up, less what a start costs.
+    fn rate(
+        &mut self,
+        bytes: u64,
+        start_us: f64,
+        mut work: impl FnMut(&mut Self) -> Result<()>,
+    ) -> Option<f64> {
+        self.time(1, &mut work)?;
+        let us = self.time(3, &mut work)?;
+        Some(3.0 * bytes as f64 / (us - start_us).max(us / 2.0) / 1e3)
+    }
+
+    fn direction(&mut self, direction: Direction, settings: &CudaSettings) -> Rates {
+        if self.simulated {
+            return self.made_up();
+        }
         let kib = |n: u64| n << 10;
-        let has_batch = self.stream.has_batch();
+        let one = &mut |b: &mut Self| b.pieces_n(direction, 4096, 1, false);
+        self.time(1, one);
+        let start_us = self.time(1, one).unwrap_or(10.0);
         let mut rates = Rates {
-            plain: self.curve(
-                &[kib(16), kib(64), kib(256), kib(1024), kib(4096)],
-                |b, bytes| b.pieces(direction, bytes, false),
-            ),
+            dma_us: start_us + 5.0,
+            plain: self.curve(&[kib(16), kib(256), kib(4096)], start_us, |b, bytes| {
+                b.pieces(direction, bytes, false)
+            }),
+            rows: self.curve(&[kib(4), kib(16), kib(64)], start_us, |b, bytes| {
+                b.rows(direction, bytes)
+            }),
             ..Rates::default()
         };
-        if has_batch {
-            let sizes = [kib(16), kib(64), kib(256), kib(1024), kib(4096)];
-            rates.batch = self.curve(&sizes, |b, bytes| b.pieces(direction, bytes, true));
+        if self.stream.has_batch() {
+            let sizes = [kib(8), kib(16), kib(64), kib(256), kib(1024), kib(4096)];
+            rates.batch = self.curve(&sizes, start_us, |b, bytes| {
+                b.pieces(direction, bytes, true)
+            });
         }
-        rates.rows = self.curve(&[kib(4), kib(16), kib(64)], |b, bytes| {
-            b.rows(direction, bytes)
-        });
-        rates.dma_us = self
-            .time(|b| b.pieces_n(direction, 4096, 1, false))
-            .unwrap_or(20.0)
-            + 5.0;
         if self.kernels.is_some() {
-            let bytes = POINT_BYTES;
-            let us = self.time(|b| b.kernel(direction, true, POINT_BYTES / BLOCK_BYTES));
-            rates.direct = us.map_or(0.0, |us| bytes as f64 / us / 1e3);
-            rates.direct_us = self.time(|b| b.kernel(direction, true, 1)).unwrap_or(20.0)
-                - if rates.direct > 0.0 {
-                    BLOCK_BYTES as f64 / rates.direct / 1e3
-                } else {
-                    0.0
-                };
-            rates.direct_us = rates.direct_us.max(1.0);
-            rates.staged_us = self
-                .time(|b| b.kernel(direction, false, 16))
-                .unwrap_or(20.0)
-                + 10.0;
+            self.kernel_rates(direction, settings, &mut rates);
         }
         rates
     }
 
+    /// For the simulated driver, whose time means nothing.
+    fn made_up(&self) -> Rates {
+        let curve = |a, b| Curve(vec![(64 << 10, a), (1 << 20, b)]);
+        let kernels = self.kernels.is_some();
+        Rates {
+            plain: curve(10.0, 40.0),
+            batch: if self.stream.has_batch() {
+                curve(20.0, 50.0)
+            } else {
+                Curve::default()
+            },
+            rows: curve(40.0, 50.0),
+            direct: if kernels { 45.0 } else { 0.0 },
+            direct_us: 10.0,
+            dma_us: 10.0,
+            staged_us: 10.0,
+            ring: kernels.then_some((4 << 20, 2)),
+            staged: if kernels { 50.0 } else { 0.0 },
+        }
+    }
+
+    fn kernel_rates(&mut self, direction: Direction, settings: &CudaSettings, rates: &mut Rates) {
+        let all = POINT_BYTES / BLOCK_BYTES;
+        let blocks_max = settings.direct_blocks;
+        let one = &mut |b: &mut Self| b.kernel(direction, None, 1, blocks_max);
+        self.time(1, one);
+        let one_us = self.time(1, one).unwrap_or(20.0);
+        let direct = self.rate(POINT_BYTES, one_us, |b| {
+            b.kernel(direction, None, all, blocks_max)
+        });
+        rates.direct = direct.unwrap_or(0.0);
+        let transfer = BLOCK_BYTES as f64 / rates.direct.max(1.0) / 1e3;
+        rates.direct_us = (one_us - transfer).max(1.0);
+        let staging = self.staging.as_ref().map(DeviceMemory::span);
+        let Some(staging) = staging else { return };
+        let some = &mut |b: &mut Self| b.kernel(direction, Some(staging), 16, u32::MAX);
+        rates.staged_us = self.time(1, some).unwrap_or(20.0) + 10.0;
+        for (slot, slots) in RINGS {
+            let fits = slot * slots <= share(direction, settings).min(staging.bytes());
+            let rate = if fits {
+                self.pipeline(direction, slot, slots)
+            } else {
+                None
+            };
+            // A larger ring must be worth its memory.
+            if rate.is_some_and(|rate| rate > rates.staged * RING_GAIN_MIN) {
+                (rates.staged, rates.ring) = (rate.unwrap_or(0.0), Some((slot, slots)));
+            }
+        }
+    }
+
+    /// GB/s of a staged copy of long pieces through a ring.
+    fn pipeline(&mut self, direction: Direction, slot: u64, slots: u64) -> Option<f64> {
+        let context = Arc::clone(self.layout.context());
+        let event = || Event::new(&context);
+        let events: Vec<(Event, Event)> = (0..slots)
+            .map(|_| Ok((event()?, event()?)))
+            .collect::<Result<_>>()
+            .ok()?;
+        let bytes = PIPELINE_BYTES / slot * slot;
+        self.rate(bytes, 20.0, |b| {
+            b.pass(direction, slot, bytes / slot, &events)
+        })
+    }
+
+    /// `n` slots through a ring. `events` are of the kernel's and of the DMA's side of each slot.
+    fn pass(
+        &mut self,
+        direction: Direction,
+        slot: u64,
+        n: u64,
+        events: &[(Event, Event)],
+    ) -> Result<()> {
+        let Some(staging) = self.staging.as_ref().map(DeviceMemory::span) else {
+            return Ok(());
+        };
+        let blocks = slot / BLOCK_BYTES;
+        for i in 0..n as usize {
+            let at = i % events.len();
+            let part = staging.part(at as u64 * slot, slot);
+            let (kernel, dma) = &events[at];
+            if direction == Direction::Save {
+                self.stream.wait(dma)?;
+                self.kernel(direction, Some(part), blocks, u32::MAX)?;
+                self.stream.record(kernel)?;
+                self.dma.wait(kernel)?;
+                self.slot_by_dma(direction, part)?;
+                self.dma.record(dma)?;
+            } else {
+                self.dma.wait(kernel)?;
+                self.slot_by_dma(direction, part)?;
+                self.dma.record(dma)?;
+                self.stream.wait(dma)?;
+                self.kernel(direction, Some(part), blocks, u32::MAX)?;
+                self.stream.record(kernel)?;
+            }
+        }
+        // The end is that of both sides.
+        events.iter().try_for_each(|(_, dma)| self.stream.wait(dma))
+    }
+
+    fn slot_by_dma(&mut self, direction: Direction, slot: Span) -> Result<()> {
+        let piece = 1 << 20;
+        let n = slot.bytes() / piece;
+        let room = self.host.span().bytes() / piece;
+        let copies: Vec<_> = (0..n)
+            .map(|i| {
+                let far = self.host.span().part(i * 7 % room * piece, piece);
+                sides(direction, slot.part(i * piece, piece), far)
+            })
+            .collect();
+        self.dma.copy_batch(&copies, &mut self.scratch)
+    }
+
     /// GB/s by length of piece. Short pieces come with fewer bytes.
-    fn curve(&mut self, sizes: &[u64], mut run: impl FnMut(&mut Self, u64) -> Result<()>) -> Curve {
+    fn curve(
+        &mut self,
+        sizes: &[u64],
+        start_us: f64,
+        mut run: impl FnMut(&mut Self, u64) -> Result<()>,
+    ) -> Curve {
         let mut points = vec![];
         for bytes in sizes {
-            if let Some(us) = self.time(|b| run(b, *bytes)) {
-                points.push((*bytes, Self::point_bytes(*bytes) as f64 / us / 1e3));
+            if let Some(rate) = self.rate(Self::point_bytes(*bytes), start_us, |b| run(b, *bytes)) {
+                points.push((*bytes, rate));
             }
         }
         Curve(points)
@@ -223,9 +377,9 @@ impl<'a> Bench<'a> {
             .try_for_each(|(to, from)| self.stream.copy(*to, *from))
     }
 
-    /// Rectangles of 64 rows, four times as far apart in the host's memory as they are long.
+    /// Rectangles of 32 rows, four times as far apart in the host's memory as they are long.
     fn rows(&mut self, direction: Direction, width: u64) -> Result<()> {
-        let rows = 64.min(POINT_BYTES / (4 * width));
+        let rows = 32.min(POINT_BYTES / (4 * width));
         let (pitch, block) = (4 * width, rows * width);
         let n = (Self::point_bytes(width) / block).max(1);
         let room = self.host.span().bytes() / (pitch * rows);
@@ -249,18 +403,19 @@ impl<'a> Bench<'a> {
         self.stream.copy_rows(&copies, form, &mut self.scratch)
     }
 
-    /// A kernel over `blocks` blocks: on host memory, or between two places on the device.
-    fn kernel(&mut self, direction: Direction, host: bool, blocks: u64) -> Result<()> {
+    /// A kernel over `blocks` blocks, between the engine's side and `staged`, or the host's memory.
+    fn kernel(
+        &mut self,
+        direction: Direction,
+        staged: Option<Span>,
+        blocks: u64,
+        blocks_max: u32,
+    ) -> Result<()> {
         let Some(kernels) = self.kernels else {
             return Ok(());
         };
-        let (work, bytes) = (super::issue::work(direction), blocks * BLOCK_BYTES);
-        let staged = self.device.span().part(POINT_BYTES, bytes);
-        let far = if host {
-            self.host.span().part(0, bytes)
-        } else {
-            staged
-        };
+        let bytes = blocks * BLOCK_BYTES;
+        let far = staged.unwrap_or(self.host.span()).part(0, bytes);
         let blocks: Vec<u32> = (0..blocks as u32).collect();
         let launch = Launch {
             layout: &self.layout,
@@ -273,8 +428,20 @@ impl<'a> Bench<'a> {
             sums: Sums::PerHead(self.sums.span()),
             chunk_bytes: CHUNK_BYTES_MAX,
         };
-        let blocks_max = if host { 16 } else { kernels.all_blocks() };
-        kernels.launch(work, &self.stream, &launch, blocks_max)
+        kernels.launch(
+            super::issue::work(direction),
+            &self.stream,
+            &launch,
+            blocks_max,
+        )
+    }
+}
+
+/// Device memory that the ring of a direction may have: loads gain more from a large one.
+fn share(direction: Direction, settings: &CudaSettings) -> u64 {
+    match direction {
+        Direction::Save => settings.staging_bytes_max / 5 * 2,
+        Direction::Load => settings.staging_bytes_max / 5 * 3,
     }
 }
 

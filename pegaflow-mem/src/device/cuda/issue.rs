@@ -30,7 +30,6 @@ pub(super) struct Issuer {
     /// Orders `dma` after `kernel` and the reverse, outside the ring.
     pub bridge: Event,
     pub ring: Option<Ring>,
-    ring_refused: bool,
     pub arrivals: Span,
     pub direct_blocks: u32,
     pub scratch: Scratch,
@@ -78,19 +77,15 @@ impl Issuer {
             dma: Stream::new(context)?,
             bridge: Event::new(context)?,
             ring: None,
-            ring_refused: false,
             arrivals,
             direct_blocks,
             scratch: Scratch::default(),
         })
     }
 
-    /// Sets the ring up, once; without device memory for it the staged way stays closed.
-    pub(super) fn ensure_ring(&mut self, context: &Arc<Context>, slot_bytes: u64, slots: usize) {
-        if self.ring.is_none() && !self.ring_refused {
-            self.ring = Ring::new(context, slot_bytes, slots).ok();
-            self.ring_refused = self.ring.is_none();
-        }
+    /// Sets the ring up; without device memory for it the staged way stays closed.
+    pub(super) fn set_ring(&mut self, context: &Arc<Context>, slot_bytes: u64, slots: usize) {
+        self.ring = Ring::new(context, slot_bytes, slots).ok();
     }
 
     /// Submits one step. Returns the stream on which its end is to be marked.
@@ -260,7 +255,12 @@ impl Issuer {
                 for far in pool.spans(run.pool, run.bytes) {
                     let near = near.part(at, far.bytes());
                     at += far.bytes();
-                    push_joined(&mut self.scratch.copies, directed(job.direction, near, far));
+                    let begins = pool.begins_chunk(&far);
+                    push_joined(
+                        &mut self.scratch.copies,
+                        directed(job.direction, near, far),
+                        begins,
+                    );
                 }
             }
         }
@@ -367,8 +367,10 @@ fn directed(direction: Direction, near: Span, far: Span) -> (Span, Span) {
     }
 }
 
-fn push_joined(copies: &mut Vec<(Span, Span)>, next: (Span, Span)) {
-    if let Some((to, from)) = copies.last_mut()
+/// Adds a copy, to the one before where both sides go on and the pool's side stays in its chunk.
+fn push_joined(copies: &mut Vec<(Span, Span)>, next: (Span, Span), begins_chunk: bool) {
+    if !begins_chunk
+        && let Some((to, from)) = copies.last_mut()
         && let (Some(t), Some(f)) = (to.join(&next.0), from.join(&next.1))
     {
         (*to, *from) = (t, f);
@@ -459,6 +461,10 @@ fn put_pieces(
     for far in pool.spans(at, near.bytes()) {
         let near = near.part(done, far.bytes());
         done += far.bytes();
-        push_joined(copies, directed(job.direction, near, far));
+        push_joined(
+            copies,
+            directed(job.direction, near, far),
+            pool.begins_chunk(&far),
+        );
     }
 }

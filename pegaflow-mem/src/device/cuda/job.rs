@@ -6,8 +6,9 @@
 //! Invariant: a job is finished only after its word reached the end, or after its streams were found idle; then
 //! nothing touches its memory any more.
 
+use super::Uploaded;
 use super::buffers::{DeviceBuffer, HostBuffer, Word};
-use super::driver::{RegisteredPool, VerifiedLayout};
+use super::driver::RegisteredPool;
 use crate::copy::{JobShape, Method};
 use crate::device::{Completer, CopyJob, Direction, Outcome};
 use crate::layout::BlockCopy;
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// A checked job.
 pub(super) struct Job {
     pub direction: Direction,
-    pub layout: Arc<VerifiedLayout>,
+    pub layout: Arc<Uploaded>,
     /// Entries in the order of their places, so that neighbours in the pool become one DMA copy.
     pub entries: Vec<BlockCopy>,
     /// For each entry, its place in the caller's list.
@@ -78,7 +79,7 @@ pub(super) fn check_destinations(
 
 /// The parts of a job that the planner fills in.
 pub(super) struct Planned {
-    pub layout: Arc<VerifiedLayout>,
+    pub layout: Arc<Uploaded>,
     pub entries: Vec<BlockCopy>,
     pub order: Vec<u32>,
     pub shape: JobShape,
@@ -195,15 +196,18 @@ impl Job {
             Ok(()) => self.checksums(&given),
             Err(_) => Ok(vec![]),
         };
+        if matches!(result, Ok(()) | Err(Error::Cancelled))
+            && let Some(sums) = self.device_sums.lock().as_mut()
+        {
+            // The end of the job has left zeros there.
+            sums.mark_clean();
+        }
         let result = result.and(checksums);
         let bytes = given.bytes();
         let outcome = match result {
             Ok(checksums) => {
                 if let Some(progress) = &given.progress {
                     progress.set(given.layer_range().len() as u32);
-                }
-                if let Some(sums) = self.device_sums.lock().as_mut() {
-                    sums.mark_clean();
                 }
                 Outcome {
                     result: Ok(()),

@@ -100,6 +100,18 @@ impl Kernels {
         self.publish.launch_publish(stream, publish)
     }
 
+    /// Starts every kernel once, on nothing: drivers load kernels at their first start, and that may wait for other work of
+    /// the context.
+    pub(super) fn warm_up(&self, stream: &Stream) -> Result<()> {
+        let pairs = [&self.gather, &self.scatter, &self.checksum];
+        pairs
+            .into_iter()
+            .flatten()
+            .try_for_each(|f| f.launch_nothing(stream))?;
+        self.publish.launch_nothing(stream)?;
+        stream.synchronize()
+    }
+
     /// All multiprocessors.
     pub(super) fn all_blocks(&self) -> u32 {
         self.multiprocessors

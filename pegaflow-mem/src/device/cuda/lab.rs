@@ -10,6 +10,7 @@ use super::driver::{
 };
 use super::{CudaDevice, EngineStream};
 use crate::Result;
+use crate::copy::Method;
 use crate::device::{Direction, PoolHandle};
 use std::ffi::CString;
 use std::sync::Arc;
@@ -92,6 +93,12 @@ impl Lab {
         self.load_stream.zero(self.load_memory.span())?;
         self.load_stream.synchronize()?;
         self.streams[0].synchronize()
+    }
+
+    /// Has the device take this way from now on. One device for all points: each has streams, of which a GPU can tell
+    /// apart only so many.
+    pub fn force(device: &CudaDevice, method: Option<Method>) {
+        *device.inner.method.lock() = method;
     }
 
     /// First address of the memory.

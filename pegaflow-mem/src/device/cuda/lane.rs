@@ -15,20 +15,31 @@ use super::driver::{Context, Event, Span, Stream};
 use super::issue::Issuer;
 use super::job::Job;
 use super::kernels::Kernels;
-use crate::copy::Step;
+use crate::copy::{Method, Step};
 use crate::device::DeviceEvent;
 use crate::{Error, Result};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Bytes that may be submitted and unfinished. About a millisecond of the fastest link there is: enough for the thread to
-/// wake up in, and the most that a cancelled job still copies.
-const WINDOW_BYTES: u64 = 64 << 20;
-/// Marks that may be unfinished, so that small steps do not fill the driver's queue.
-const WINDOW_MARKS: usize = 256;
+/// Bytes that may be submitted and unfinished. Between one and two milliseconds of the fastest link there is: enough for the
+/// thread to wake up in, and the most that a cancelled job still copies.
+const WINDOW_BYTES: u64 = 96 << 20;
+/// Steps that may be unfinished, so that small ones do not fill the driver's queue.
+const WINDOW_STEPS: usize = 256;
+/// A mark is set once as many bytes or steps were submitted: it makes a DMA engine drain.
+const MARK_BYTES: u64 = 32 << 20;
+const MARK_STEPS: usize = 16;
+/// How often the thread asks whether the oldest mark has passed. The window covers many times this.
+const MARK_LOOK: Duration = Duration::from_micros(500);
+/// Bytes over which the speed of staged copies is looked at.
+const PACE_BYTES: u64 = 512 << 20;
+/// Below this share of the speed on an idle GPU the engine is thought to keep it busy.
+const PACE_BUSY: f64 = 0.86;
+/// After so many looks with all slots in use, the few are tried again.
+const PACE_LOOKS: u32 = 32;
 
 /// One direction of a GPU.
 pub(super) struct Lane {
@@ -42,13 +53,17 @@ pub(super) struct Lane {
     asleep: AtomicBool,
     /// Bytes accepted and not finished, for estimates.
     backlog: AtomicU64,
+    /// What staged copies reach on an idle GPU.
+    staged_gb_per_s: f64,
 }
 
 struct State {
     issuer: Issuer,
     queue: VecDeque<Running>,
     marks: VecDeque<Mark>,
-    window: u64,
+    /// Bytes and steps that are submitted and not known to be finished.
+    window: (u64, usize),
+    pace: Pace,
     events: Vec<Arc<Event>>,
     closed: bool,
 }
@@ -105,6 +120,57 @@ const EVENT_LOOK: Duration = Duration::from_micros(50);
 /// For how many looks it goes on after the last one.
 const EXPRESS_LOOKS: u32 = 100;
 
+/// How fast staged copies come along while there are any.
+#[derive(Default)]
+struct Pace {
+    since: Option<Instant>,
+    time: Duration,
+    bytes: u64,
+    looks: u32,
+}
+
+impl Pace {
+    /// The lane has work again.
+    fn begin(&mut self) {
+        self.since.get_or_insert_with(now);
+    }
+
+    /// `bytes` more are done; with `dry`, nothing is left. Says whether all staging slots should be in use, when there is
+    /// something to say.
+    fn done(&mut self, bytes: u64, dry: bool, best_gb_per_s: f64) -> Option<bool> {
+        self.bytes += bytes;
+        if dry || self.bytes >= PACE_BYTES {
+            self.time += self
+                .since
+                .take()
+                .map_or(Duration::ZERO, |since| since.elapsed());
+        }
+        if !dry {
+            self.begin();
+        }
+        if self.bytes < PACE_BYTES {
+            return None;
+        }
+        let rate = self.bytes as f64 / self.time.as_secs_f64().max(1e-6) / 1e9;
+        (self.time, self.bytes) = (Duration::ZERO, 0);
+        let busy = rate < best_gb_per_s * PACE_BUSY;
+        self.looks = if busy {
+            PACE_LOOKS
+        } else {
+            self.looks.saturating_sub(1)
+        };
+        Some(self.looks > 0)
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a shell: it watches how fast a GPU copies"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
 /// A job that is being submitted.
 struct Running {
     job: Arc<Job>,
@@ -115,6 +181,8 @@ struct Running {
     signals: bool,
     /// Whether anything of it was submitted.
     begun: bool,
+    /// Bytes and steps since its last mark.
+    unmarked: (u64, usize),
 }
 
 impl Running {
@@ -132,7 +200,7 @@ impl Running {
 /// A point in the stream of work.
 struct Mark {
     event: Arc<Event>,
-    bytes: u64,
+    covers: (u64, usize),
     job: Arc<Job>,
     what: Passed,
 }
@@ -160,6 +228,7 @@ impl Lane {
         buffers: &Arc<Buffers>,
         issuer: Issuer,
         express: Express,
+        staged_gb_per_s: f64,
     ) -> Arc<Self> {
         Arc::new(Self {
             context: Arc::clone(context),
@@ -169,7 +238,8 @@ impl Lane {
                 issuer,
                 queue: VecDeque::new(),
                 marks: VecDeque::new(),
-                window: 0,
+                window: (0, 0),
+                pace: Pace::default(),
                 events: vec![],
                 closed: false,
             }),
@@ -177,6 +247,7 @@ impl Lane {
             express: Mutex::new(express),
             asleep: AtomicBool::new(false),
             backlog: AtomicU64::new(0),
+            staged_gb_per_s,
         })
     }
 
@@ -199,6 +270,7 @@ impl Lane {
             parts,
             signals,
             begun: false,
+            unmarked: (0, 0),
         });
         self.pump(&mut state);
         drop(state);
@@ -254,10 +326,12 @@ impl Lane {
         let mut looks = 0;
         loop {
             if let Some(mark) = state.marks.front() {
-                let event = Arc::clone(&mark.event);
-                let result = MutexGuard::unlocked(&mut state, || event.synchronize());
-                match result {
-                    Ok(()) => self.pass(&mut state),
+                match mark.event.done() {
+                    Ok(true) => self.pass(&mut state),
+                    Ok(false) => {
+                        MutexGuard::unlocked(&mut state, || std::thread::sleep(MARK_LOOK));
+                        continue;
+                    }
                     Err(error) => self.fail_all(&mut state, error),
                 }
                 self.pump(&mut state);
@@ -305,8 +379,11 @@ impl Lane {
 
     /// Submits steps while the window has room.
     fn pump(&self, state: &mut State) {
-        while state.window < WINDOW_BYTES && state.marks.len() < WINDOW_MARKS {
-            let Some(next) = state.queue.iter_mut().position(Running::may_run) else {
+        while state.window.0 < WINDOW_BYTES && state.window.1 < WINDOW_STEPS {
+            // A job that has begun goes on until its last step: only one at a time has steps without a mark.
+            let begun = state.queue.iter().position(|r| r.begun);
+            let next = begun.or_else(|| state.queue.iter_mut().position(Running::may_run));
+            let Some(next) = next else {
                 return;
             };
             let mut running = state.queue.remove(next).expect("it was found there");
@@ -319,7 +396,11 @@ impl Lane {
             match self.advance(state, &mut running) {
                 Ok(true) => {}
                 Ok(false) => state.queue.insert(next, running),
-                Err(error) => self.fail(state, &running.job, error),
+                Err(error) => {
+                    state.window.0 -= running.unmarked.0;
+                    state.window.1 -= running.unmarked.1;
+                    self.fail(state, &running.job, error);
+                }
             }
         }
     }
@@ -340,12 +421,16 @@ impl Lane {
         }
         let Some(step) = running.steps.pop_front() else {
             state.issuer.end(&job, kernels, self.buffers.words())?;
-            self.mark(state, &job, 0, Passed::End)?;
+            self.mark(state, running, Passed::End)?;
             return Ok(true);
         };
         state.issuer.step(&job, &step, kernels)?;
+        state.window.0 += step.bytes;
+        state.window.1 += 1;
+        running.unmarked.0 += step.bytes;
+        running.unmarked.1 += 1;
         let next_row = running.steps.front().map(|s| s.rows.start);
-        let what = match next_row {
+        match next_row {
             Some(next) if running.signals && next >= step.rows.end => {
                 let layers = step.rows.end / running.parts;
                 let word = &job.word;
@@ -354,25 +439,33 @@ impl Lane {
                     word.index(),
                     word.value(layers),
                 )?;
-                Passed::Layers(layers)
+                self.mark(state, running, Passed::Layers(layers))?;
             }
-            _ => Passed::Step,
-        };
-        self.mark(state, &job, step.bytes, what)?;
+            _ if running.unmarked.0 >= MARK_BYTES || running.unmarked.1 >= MARK_STEPS => {
+                self.mark(state, running, Passed::Step)?;
+            }
+            _ => {}
+        }
         Ok(false)
     }
 
-    fn mark(&self, state: &mut State, job: &Arc<Job>, bytes: u64, what: Passed) -> Result<()> {
+    fn mark(&self, state: &mut State, running: &mut Running, what: Passed) -> Result<()> {
         let event = match state.events.pop() {
             Some(event) => event,
             None => Arc::new(Event::new(&self.context)?),
         };
-        state.issuer.last(job).record(&event)?;
-        state.window += bytes;
+        state.issuer.last(&running.job).record(&event)?;
+        if running.job.method == Method::Staged {
+            state.pace.begin();
+        }
+        let (covers, job) = (
+            std::mem::take(&mut running.unmarked),
+            Arc::clone(&running.job),
+        );
         state.marks.push_back(Mark {
             event,
-            bytes,
-            job: Arc::clone(job),
+            covers,
+            job,
             what,
         });
         Ok(())
@@ -383,7 +476,15 @@ impl Lane {
         let Some(mark) = state.marks.pop_front() else {
             return;
         };
-        state.window -= mark.bytes;
+        state.window.0 -= mark.covers.0;
+        state.window.1 -= mark.covers.1;
+        let dry = state.marks.is_empty();
+        if mark.job.method == Method::Staged
+            && let Some(all) = state.pace.done(mark.covers.0, dry, self.staged_gb_per_s)
+            && let Some(ring) = state.issuer.ring.as_mut()
+        {
+            ring.use_all(all);
+        }
         state.events.push(mark.event);
         match mark.what {
             Passed::Step => {}
@@ -411,7 +512,7 @@ impl Lane {
         let text = error.to_string();
         let marks: Vec<_> = state.marks.drain(..).map(|m| m.job).collect();
         let queued: Vec<_> = state.queue.drain(..).map(|r| r.job).collect();
-        state.window = 0;
+        state.window = (0, 0);
         for job in marks.into_iter().chain(queued) {
             self.forget(&job);
             job.finish(Err(Error::Device {

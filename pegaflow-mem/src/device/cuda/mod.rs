@@ -29,10 +29,10 @@ mod settings;
 mod tests;
 
 use super::{Completion, CopyJob, Device, DeviceId, Direction, PoolHandle, Refused};
-use crate::copy::Rates;
+use crate::copy::{Method, Rates};
 use crate::pool::shm::SharedMemory;
 use crate::{Error, Result};
-use buffers::Buffers;
+use buffers::{Buffers, DeviceBuffer};
 use driver::{Context, DeviceMemory, RegisteredPool, Stream, VerifiedLayout};
 use ffi::Api;
 use issue::Issuer;
@@ -135,12 +135,28 @@ struct Inner {
     /// Uploads of layouts.
     setup: Mutex<Setup>,
     rates: [Rates; 2],
+    /// The method of the settings; benchmarks change it.
+    method: Mutex<Option<Method>>,
     _arrivals: DeviceMemory,
 }
 
 struct Setup {
     stream: Stream,
-    layouts: Vec<(Weak<crate::layout::KvLayout>, Arc<VerifiedLayout>)>,
+    layouts: Vec<(Weak<crate::layout::KvLayout>, Arc<Uploaded>)>,
+}
+
+/// A layout that was checked, and the buffer that its strides are in.
+struct Uploaded {
+    verified: VerifiedLayout,
+    _table: DeviceBuffer,
+}
+
+impl std::ops::Deref for Uploaded {
+    type Target = VerifiedLayout;
+
+    fn deref(&self) -> &VerifiedLayout {
+        &self.verified
+    }
 }
 
 /// Bytes between the counters of kernels on different streams.
@@ -180,10 +196,19 @@ impl CudaDevice {
         };
         setup.stream.zero(arrivals.span())?;
         setup.stream.synchronize()?;
+        buffers.stock(&setup.stream)?;
+        if let Some(kernels) = &kernels {
+            kernels.warm_up(&setup.stream)?;
+        }
         let rates = calibrate::rates(&context, kernels.as_deref(), settings);
         let lane = |index: u64| -> Result<Arc<Lane>> {
             let word = |i: u64| arrivals.span().part((index * 4 + i) * ARRIVALS_STEP, 4);
-            let issuer = Issuer::new(&context, word(0), settings.direct_blocks)?;
+            let mut issuer = Issuer::new(&context, word(0), settings.direct_blocks)?;
+            // Now, not at first use: allocating may wait for the engine's work.
+            let ring = rates[index as usize].ring;
+            if let (true, Some((bytes, slots))) = (kernels.is_some(), ring) {
+                issuer.set_ring(&context, bytes, slots as usize);
+            }
             let express = Express::new(Stream::new(&context)?, word(1));
             Ok(Lane::new(
                 &context,
@@ -191,6 +216,7 @@ impl CudaDevice {
                 &buffers,
                 issuer,
                 express,
+                rates[index as usize].staged,
             ))
         };
         let facts = context.facts();
@@ -208,6 +234,7 @@ impl CudaDevice {
             load,
             setup: Mutex::new(setup),
             rates,
+            method: Mutex::new(settings.method),
             _arrivals: arrivals,
             context,
         });
@@ -299,6 +326,10 @@ impl Device for CudaDevice {
     fn attach_pool(&self, pool: Arc<SharedMemory>) -> Result<PoolHandle> {
         let chunk_bytes = self.inner.settings.register_bytes;
         let registered = RegisteredPool::new(&self.inner.context, Arc::clone(&pool), chunk_bytes);
+        if self.inner.settings.pin_at_attach {
+            let _current = self.inner.context.enter()?;
+            (0..registered.chunks()).try_for_each(|chunk| registered.register(chunk))?;
+        }
         Ok(PoolHandle::new(self.inner.id, pool, Arc::new(registered)))
     }
 

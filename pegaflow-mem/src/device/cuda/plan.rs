@@ -6,7 +6,7 @@
 use super::driver::{Launch, RegisteredPool, Sums, VerifiedLayout};
 use super::job::{self, Job, Planned};
 use super::lane::{Express, Lane, Submission};
-use super::{EngineEvent, Gate, Inner, issue};
+use super::{EngineEvent, Gate, Inner, Uploaded, issue};
 use crate::copy::method::Question;
 use crate::copy::{JobShape, Method, Step};
 use crate::device::{Completer, Completion, CopyJob, DeviceEvent, Direction, Outcome, Refused};
@@ -22,7 +22,7 @@ const EXPRESS_CHUNKS_MAX: u64 = 8192;
 
 /// What is known of a job before it has buffers.
 struct Draft {
-    layout: Arc<VerifiedLayout>,
+    layout: Arc<Uploaded>,
     entries: Vec<BlockCopy>,
     order: Vec<u32>,
     shape: JobShape,
@@ -188,7 +188,7 @@ impl Inner {
             Method::Staged => question.staged_open,
             Method::Direct => direct_open,
         };
-        let wanted = self.settings.method.filter(|m| open(*m));
+        let wanted = self.method.lock().filter(|m| open(*m));
         let method = wanted.unwrap_or_else(|| self.rates[direction as usize].choose(&question));
         let method = if open(method) { method } else { Method::Plain };
         let parts = layout.layout().shape().parts;
@@ -214,20 +214,11 @@ impl Inner {
         Ok((method, steps))
     }
 
-    /// Whether the staged way is open for a job; sets the ring up at first use.
+    /// Whether the staged way is open for a job.
     fn staging_fits(&self, direction: Direction, shape: &JobShape) -> bool {
-        let Some((slot_bytes, slots)) = self.settings.ring(direction) else {
-            return false;
-        };
-        if shape.row_bytes > slot_bytes {
-            return false;
-        }
         self.lane(direction).with_issuer(|issuer| {
-            issuer.ensure_ring(&self.context, slot_bytes, slots);
-            issuer
-                .ring
-                .as_ref()
-                .is_some_and(|ring| shape.row_bytes <= ring.slot_bytes())
+            let ring = issuer.ring.as_ref();
+            ring.is_some_and(|ring| shape.row_bytes <= ring.slot_bytes())
         })
     }
 
@@ -331,15 +322,27 @@ impl Inner {
     }
 
     /// The layout, checked and uploaded once.
-    fn verified(&self, layout: &Arc<KvLayout>) -> Result<Arc<VerifiedLayout>> {
+    fn verified(&self, layout: &Arc<KvLayout>) -> Result<Arc<Uploaded>> {
         let mut setup = self.setup.lock();
         setup.layouts.retain(|(weak, _)| weak.strong_count() > 0);
         let same = |weak: &Weak<KvLayout>| std::ptr::eq(weak.as_ptr(), Arc::as_ptr(layout));
         if let Some((_, verified)) = setup.layouts.iter().find(|(weak, _)| same(weak)) {
             return Ok(Arc::clone(verified));
         }
-        let verified = VerifiedLayout::new(&self.context, Arc::clone(layout), &setup.stream)?;
-        let verified = Arc::new(verified);
+        let bytes = VerifiedLayout::table_bytes(layout);
+        let pinned = self.buffers.host(bytes)?;
+        let table = self.buffers.device(bytes, &setup.stream)?;
+        let verified = VerifiedLayout::new(
+            &self.context,
+            Arc::clone(layout),
+            &setup.stream,
+            pinned.memory(),
+            table.span(),
+        )?;
+        let verified = Arc::new(Uploaded {
+            verified,
+            _table: table,
+        });
         setup
             .layouts
             .push((Arc::downgrade(layout), Arc::clone(&verified)));
@@ -360,9 +363,9 @@ fn finish_empty(completer: Completer, given: CopyJob) {
 }
 
 /// How long before the expected end a waiter wakes up to watch the word.
-const WATCH_BEFORE: Duration = Duration::from_micros(120);
+const WATCH_BEFORE: Duration = Duration::from_micros(250);
 /// How long it watches before it leaves the rest to the lane's thread.
-const WATCH_FOR: Duration = Duration::from_micros(400);
+const WATCH_FOR: Duration = Duration::from_micros(700);
 
 impl Job {
     /// Lets the caller's own thread see the end, without a thread switch, and pass on a wish to stop.

@@ -14,11 +14,13 @@ use std::path::PathBuf;
 pub struct CudaSettings {
     /// Which GPU, as CUDA counts them in this process.
     pub ordinal: u32,
-    /// Device memory for staging, both directions together, in bytes; 0 switches the staged way off. A fifth is for saves:
-    /// its slots should stay in the GPU's cache.
+    /// Device memory for staging, both directions together, in bytes; 0 switches the staged way off. How it is cut into slots
+    /// is measured.
     pub staging_bytes_max: u64,
     /// Pools are pinned in pieces of this many bytes, when first touched. A multiple of 2 MiB.
     pub register_bytes: u64,
+    /// Pin a pool when it is attached, not piece by piece at first use: pinning can wait for the engine's work.
+    pub pin_at_attach: bool,
     /// Always this way, where it is open; measured rates decide if not given.
     pub method: Option<Method>,
     /// Thread blocks of a kernel that reads or writes the pool itself: enough to fill the link, no more.
@@ -35,8 +37,9 @@ impl Default for CudaSettings {
     fn default() -> Self {
         Self {
             ordinal: 0,
-            staging_bytes_max: 80 << 20,
+            staging_bytes_max: 120 << 20,
             register_bytes: 1 << 30,
+            pin_at_attach: false,
             method: None,
             direct_blocks: 16,
             signal_bytes_min: 4 << 20,
@@ -45,11 +48,6 @@ impl Default for CudaSettings {
         }
     }
 }
-
-/// Slots of a ring: two for saves, where the slot in DMA should still be in the GPU's cache; four for loads, where more of
-/// the link's latency can hide.
-const SAVE_SLOTS: u64 = 2;
-const LOAD_SLOTS: u64 = 4;
 
 impl CudaSettings {
     /// # Errors
@@ -68,15 +66,5 @@ impl CudaSettings {
             return fail("direct_blocks must be at least 1");
         }
         Ok(())
-    }
-
-    /// `(bytes of a slot, slots)` of a direction; `None` without staging.
-    pub(super) fn ring(&self, direction: crate::device::Direction) -> Option<(u64, usize)> {
-        let (share, slots) = match direction {
-            crate::device::Direction::Save => (self.staging_bytes_max / 5, SAVE_SLOTS),
-            crate::device::Direction::Load => (self.staging_bytes_max / 5 * 4, LOAD_SLOTS),
-        };
-        let bytes = share / slots / 4096 * 4096;
-        (bytes >= 1 << 20).then_some((bytes, slots as usize))
     }
 }

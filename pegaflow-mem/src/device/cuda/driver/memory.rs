@@ -264,15 +264,16 @@ fn memlock(bytes: u64) -> String {
     )
 }
 
-/// An engine's KV layout whose memory was found on this GPU, with its strides uploaded for the kernels.
+/// An engine's KV layout whose memory was found on this GPU, with its strides uploaded for the kernels. Whoever made it
+/// keeps the table's memory as long.
 pub(in super::super) struct VerifiedLayout {
     context: Arc<Context>,
     layout: Arc<KvLayout>,
-    table: DeviceMemory,
+    table: Span,
 }
 
 impl VerifiedLayout {
-    /// Checks every layer and uploads the strides.
+    /// Checks every layer and uploads the strides through `pinned`, into `table` if it has room there.
     ///
     /// # Errors
     /// [`Error::OutOfBounds`] for memory that is not (or no longer) allocated on this GPU.
@@ -280,6 +281,8 @@ impl VerifiedLayout {
         context: &Arc<Context>,
         layout: Arc<KvLayout>,
         stream: &Stream,
+        pinned: &PinnedMemory,
+        table: Span,
     ) -> Result<Self> {
         check_memory(context, &layout, layout.slot().layers.clone())?;
         let bytes: Vec<u8> = layout
@@ -288,10 +291,9 @@ impl VerifiedLayout {
             .flat_map(|v| [v.base, v.block_stride, v.part_stride, v.head_stride])
             .flat_map(u64::to_ne_bytes)
             .collect();
-        let pinned = PinnedMemory::new(context, bytes.len())?;
         pinned.put(0, &bytes);
-        let table = DeviceMemory::new(context, bytes.len() as u64)?;
-        stream.copy(table.span(), pinned.span())?;
+        let table = table.part(0, bytes.len() as u64);
+        stream.copy(table, pinned.span().part(0, bytes.len() as u64))?;
         stream.synchronize()?;
         Ok(Self {
             context: Arc::clone(context),
@@ -300,13 +302,22 @@ impl VerifiedLayout {
         })
     }
 
+    pub(in super::super) fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Bytes that the strides of a layout take.
+    pub(in super::super) fn table_bytes(layout: &KvLayout) -> u64 {
+        layout.views().len() as u64 * 32
+    }
+
     pub(in super::super) fn layout(&self) -> &Arc<KvLayout> {
         &self.layout
     }
 
     /// The uploaded strides, one view a layer of the slot.
     pub(super) fn table(&self) -> Span {
-        self.table.span()
+        self.table
     }
 
     /// Looks again whether the layers (absolute numbers) are still allocated: an engine may have freed them. About 0.1 us a layer.

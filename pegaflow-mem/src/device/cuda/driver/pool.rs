@@ -112,8 +112,30 @@ impl RegisteredPool {
         split_at_chunks(offset, bytes, self.chunk_bytes).map(move |(at, len)| whole.part(at, len))
     }
 
+    /// Whether a span of the pool is the first of its chunk: then it may not be joined to what is before it.
+    pub(in super::super) fn begins_chunk(&self, span: &Span) -> bool {
+        (span.address - self.whole().address).is_multiple_of(self.chunk_bytes)
+    }
+
     /// Whether `offset..offset + bytes` lies in one chunk.
     pub(in super::super) fn in_one_chunk(&self, offset: u64, bytes: u64) -> bool {
         offset / self.chunk_bytes == (offset + bytes.max(1) - 1) / self.chunk_bytes
+    }
+}
+
+impl Drop for RegisteredPool {
+    fn drop(&mut self) {
+        // The driver unpins only when all work of the context is done, some of which may wait for the very thread that
+        // drops the pool: so another one waits.
+        let chunks: Vec<_> = self
+            .chunks
+            .iter()
+            .filter_map(|chunk| chunk.lock().take())
+            .collect();
+        if !chunks.is_empty() {
+            let waiter = std::thread::Builder::new().name("pegaflow-unpin".into());
+            // Without a thread they are dropped here, with the closure.
+            let _ = waiter.spawn(move || drop(chunks));
+        }
     }
 }

@@ -24,7 +24,7 @@ use kernel::Head;
 /// What fails on this thread.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in super::super) struct Faults {
-    /// Largest allocation that succeeds; 0: no limit.
+    /// Largest allocation of device memory that succeeds; 0: no limit.
     pub alloc_bytes_max: usize,
     /// Host memory cannot be registered.
     pub register: bool,
@@ -64,6 +64,7 @@ struct SimEvent {
 }
 
 static ALLOCATIONS: Mutex<BTreeMap<u64, (usize, bool)>> = Mutex::new(BTreeMap::new());
+static REGISTERED: Mutex<Vec<(u64, usize)>> = Mutex::new(Vec::new());
 static PACE: AtomicU64 = AtomicU64::new(0x1234_5678);
 
 /// Now and then, work starts late.
@@ -291,7 +292,7 @@ unsafe extern "C" fn event_elapsed(out: *mut f32, _: Handle, _: Handle) -> CuRes
 
 fn allocate(bytes: usize, device: bool) -> Option<u64> {
     let limit = FAULTS.get().alloc_bytes_max;
-    if bytes == 0 || (limit > 0 && bytes > limit) {
+    if bytes == 0 || (device && limit > 0 && bytes > limit) {
         return None;
     }
     let layout = Layout::from_size_align(bytes, 4096).expect("tests ask for sane sizes");
@@ -337,12 +338,30 @@ unsafe extern "C" fn host_alloc(out: *mut *mut c_void, bytes: usize, _: c_uint) 
 unsafe extern "C" fn host_free(start: *mut c_void) -> CuResult {
     release(start as u64)
 }
-unsafe extern "C" fn host_register(_: *mut c_void, _: usize, _: c_uint) -> CuResult {
+unsafe extern "C" fn host_register(start: *mut c_void, bytes: usize, _: c_uint) -> CuResult {
     if FAULTS.get().register {
-        ffi::ERROR_OUT_OF_MEMORY
-    } else {
-        ffi::SUCCESS
+        return ffi::ERROR_OUT_OF_MEMORY;
     }
+    REGISTERED.lock().expect("no panic inside").push((start as u64, bytes));
+    ffi::SUCCESS
+}
+unsafe extern "C" fn host_unregister(start: *mut c_void) -> CuResult {
+    let mut all = REGISTERED.lock().expect("no panic inside");
+    match all.iter().position(|r| r.0 == start as u64) {
+        Some(i) => {
+            all.swap_remove(i);
+            ffi::SUCCESS
+        }
+        None => 713,
+    }
+}
+
+/// Whether DMA may touch these bytes: they lie in one allocation or one registration.
+fn reachable(start: u64, bytes: usize) -> bool {
+    let inside = |from: u64, len: usize| from <= start && start + bytes as u64 <= from + len as u64;
+    let pinned = REGISTERED.lock().expect("no panic inside");
+    let ours = ALLOCATIONS.lock().expect("no panic inside");
+    pinned.iter().any(|r| inside(r.0, r.1)) || ours.iter().any(|(from, (len, _))| inside(*from, *len))
 }
 unsafe extern "C" fn memcpy(
     to: CuDevicePtr,
@@ -350,6 +369,9 @@ unsafe extern "C" fn memcpy(
     bytes: usize,
     on: Handle,
 ) -> CuResult {
+    if !reachable(to, bytes) || !reachable(from, bytes) {
+        return INVALID;
+    }
     push(on, move || move_bytes(to, from, bytes))
 }
 unsafe extern "C" fn memset(to: CuDevicePtr, value: u8, bytes: usize, on: Handle) -> CuResult {
@@ -372,6 +394,9 @@ unsafe extern "C" fn memcpy_batch(
     for i in 0..n {
         // SAFETY: arrays of `n` entries.
         let (to, from, bytes) = unsafe { (*to.add(i), *from.add(i), *bytes.add(i)) };
+        if !reachable(to, bytes) || !reachable(from, bytes) {
+            return INVALID;
+        }
         push(on, move || move_bytes(to, from, bytes));
     }
     ffi::SUCCESS
@@ -477,6 +502,9 @@ unsafe extern "C" fn launch(
                 *(*params.add(5)).cast::<u32>(),
             )
         };
+        if signal == 0 {
+            return ffi::SUCCESS;
+        }
         return push(on, move || {
             move_bytes(host, sums, n as usize * 8);
             // SAFETY: as in `move_bytes` and `write_value`.
@@ -528,7 +556,7 @@ const fn table(new: bool) -> Api {
         host_alloc,
         host_free,
         host_register,
-        host_unregister: ok1,
+        host_unregister,
         memcpy_async: memcpy,
         memset_async: memset,
         pointer_attributes,

@@ -6,7 +6,6 @@
 use super::fixture::Gpu;
 use super::{Place, sim, small};
 use crate::copy::Method;
-use crate::device::conformance::Fixture;
 use crate::device::cuda::{CudaDevice, CudaSettings};
 use crate::device::{CopyJob, Device, Direction};
 use crate::layout::{BlockCopy, BlockShape, KvLayout, Slot};
@@ -35,14 +34,15 @@ fn memory_that_was_freed_is_refused_and_the_device_goes_on() {
     for (_, api) in places() {
         let gpu = Gpu::new(api, &small());
         let pool = gpu.pool(2 << 20);
-        let kv = gpu.layout(SHAPE, Slot::whole(&SHAPE), 4, 0);
-        let job = CopyJob::new(kv.clone(), pool.clone(), vec![block(1, 0)]);
+        let base = gpu.alloc_alone(SHAPE.bytes() * 4);
+        let kv = KvLayout::dense(SHAPE, Slot::whole(&SHAPE), base, 4).expect("valid");
+        let job = CopyJob::new(Arc::new(kv), pool.clone(), vec![block(1, 0)]);
         gpu.run(Direction::Save, &job).result.expect("saved");
-        gpu.free(kv.views()[0].base);
+        gpu.free(base);
         let refused = gpu.device.save(job).expect_err("refused");
         assert_eq!(refused.error.kind(), ErrorKind::Invalid, "{refused}");
         // Never allocated, and only in part allocated.
-        for base in [64 << 10, gpu.alloc(64 << 10)] {
+        for base in [64 << 10, gpu.alloc_alone(64 << 10)] {
             let kv = KvLayout::dense(SHAPE, Slot::whole(&SHAPE), base, 400).expect("valid");
             let job = CopyJob::new(Arc::new(kv), pool.clone(), vec![block(0, 0)]);
             assert!(gpu.device.load(job).is_err());
@@ -84,29 +84,41 @@ fn destinations_that_overlap_are_refused() {
 
 #[test]
 fn without_staging_memory_other_ways_serve() {
-    let gpu = Gpu::new(
-        sim::api(true),
-        &CudaSettings {
-            method: Some(Method::Staged),
-            ..small()
-        },
-    );
-    let pool = gpu.pool(2 << 20);
-    let kv = gpu.layout(SHAPE, Slot::whole(&SHAPE), 4, 0);
+    // The rates of a device that has it, from the cache; then one that opens where there is none.
+    let dir = tempfile::tempdir().expect("a folder");
+    let settings = CudaSettings {
+        method: Some(Method::Staged),
+        cache_dir: Some(dir.path().to_owned()),
+        ..small()
+    };
+    drop(CudaDevice::with_driver(sim::api(true), &settings).expect("opens"));
     sim::set_faults(sim::Faults {
         alloc_bytes_max: 256 << 10,
         ..Default::default()
     });
+    let gpu = Gpu::with_arena(sim::api(true), &settings, 256 << 10);
+    sim::set_faults(Default::default());
+    let pool = gpu.pool(2 << 20);
+    let shape = BlockShape {
+        inner_bytes: 4096,
+        ..SHAPE
+    };
+    let kv = gpu.layout(shape, Slot::whole(&shape), 4, 0);
     let job = CopyJob::new(kv.clone(), pool, vec![block(1, 0), block(3, 1 << 20)]);
     let outcome = gpu.run(Direction::Save, &job);
-    sim::set_faults(Default::default());
     outcome.result.expect("saved another way");
     assert_eq!(outcome.checksums, gpu.sums(&kv, &job.blocks));
 }
 
 #[test]
 fn a_refused_registration_names_the_limits() {
-    let gpu = Gpu::new(sim::api(true), &small());
+    let gpu = Gpu::new(
+        sim::api(true),
+        &CudaSettings {
+            pin_at_attach: false,
+            ..small()
+        },
+    );
     let pool = gpu.pool(2 << 20);
     let kv = gpu.layout(SHAPE, Slot::whole(&SHAPE), 4, 0);
     sim::set_faults(sim::Faults {
@@ -166,7 +178,7 @@ fn rates_are_cached_by_device_and_driver() {
     for file in std::fs::read_dir(dir.path()).expect("a folder") {
         std::fs::write(
             file.expect("a file").path(),
-            "pegaflow copy rates 1\nrubbish",
+            "pegaflow copy rates 2\nrubbish",
         )
         .expect("written");
     }

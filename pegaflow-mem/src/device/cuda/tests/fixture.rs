@@ -4,46 +4,88 @@
 //! A device under test, with memory to copy from and to.
 
 use super::super::driver::{DeviceMemory, PinnedMemory, Span, Stream};
-use super::super::{Api, CudaDevice, CudaSettings, EngineEvent, EngineStream};
+use super::super::{Api, CudaDevice, CudaSettings, EngineStream};
 use crate::device::conformance::Fixture;
 use crate::device::{CopyJob, Device, DeviceEvent, Direction, Outcome, PoolHandle};
 use crate::layout::{BlockCopy, BlockShape, KvLayout, LayerView, Slot};
 use crate::pool::shm::{PoolSpec, SharedMemory};
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A device and the engine's side of it.
+/// Device memory that layouts of a fixture are made from.
+const ARENA_BYTES: u64 = 192 << 20;
+/// Pinned memory that bytes pass through.
+const PINNED_BYTES: usize = 8 << 20;
+/// Words of pinned memory for held streams, behind the bytes.
+const WORDS: usize = 1024;
+
+/// A device and the engine's side of it. All memory is taken at the start: while a stream is held, the driver may make
+/// whoever allocates or frees wait for it.
 pub(super) struct Gpu {
     pub device: Arc<CudaDevice>,
     stream: Stream,
-    memory: Mutex<Vec<DeviceMemory>>,
+    arena: DeviceMemory,
+    used: Mutex<u64>,
+    extra: Mutex<Vec<DeviceMemory>>,
+    pinned: Mutex<PinnedMemory>,
+    words: Arc<PinnedMemory>,
+    next_word: AtomicUsize,
 }
 
 impl Gpu {
     pub(super) fn new(api: &'static Api, settings: &CudaSettings) -> Self {
+        Self::with_arena(api, settings, ARENA_BYTES)
+    }
+
+    pub(super) fn with_arena(api: &'static Api, settings: &CudaSettings, bytes: u64) -> Self {
         let device = Arc::new(CudaDevice::with_driver(api, settings).expect("the device opens"));
-        let _current = device.inner.context.enter().expect("current");
-        let stream = Stream::new(&device.inner.context).expect("a stream");
-        drop(_current);
+        let context = Arc::clone(&device.inner.context);
+        let _current = context.enter().expect("current");
         Self {
+            stream: Stream::new(&context).expect("a stream"),
+            arena: DeviceMemory::new(&context, bytes).expect("device memory"),
+            used: Mutex::new(0),
+            extra: Mutex::default(),
+            pinned: Mutex::new(PinnedMemory::new(&context, PINNED_BYTES).expect("pinned")),
+            words: Arc::new(PinnedMemory::new(&context, WORDS * 4).expect("pinned")),
+            next_word: AtomicUsize::new(0),
             device,
-            stream,
-            memory: Mutex::default(),
         }
     }
 
     fn find(&self, address: u64, bytes: u64) -> Span {
-        let memory = self.memory.lock();
-        let spans = memory.iter().map(DeviceMemory::span);
-        let mut inside =
-            spans.filter(|s| s.address() <= address && address + bytes <= s.address() + s.bytes());
-        let span = inside.next().expect("memory of this fixture");
+        let extra = self.extra.lock();
+        let spans = extra
+            .iter()
+            .map(DeviceMemory::span)
+            .chain([self.arena.span()]);
+        let inside =
+            |s: &Span| s.address() <= address && address + bytes <= s.address() + s.bytes();
+        let span = spans
+            .into_iter()
+            .find(inside)
+            .expect("memory of this fixture");
         span.part(address - span.address(), bytes)
     }
 
-    /// Frees what `alloc` gave at `address`.
+    /// Memory of its own, which can be freed.
+    pub(super) fn alloc_alone(&self, bytes: u64) -> u64 {
+        let _current = self.stream.enter();
+        let memory = DeviceMemory::new(&self.device.inner.context, bytes).expect("device memory");
+        let address = memory.span().address();
+        self.extra.lock().push(memory);
+        address
+    }
+
+    /// Frees what `alloc_alone` gave at `address`.
     pub(super) fn free(&self, address: u64) {
-        self.memory.lock().retain(|m| m.span().address() != address);
+        self.extra.lock().retain(|m| m.span().address() != address);
+    }
+
+    /// Makes room: layouts made so far are not used any more.
+    pub(super) fn clear(&self) {
+        *self.used.lock() = 0;
     }
 
     pub(super) fn pool(&self, bytes: u64) -> PoolHandle {
@@ -64,7 +106,7 @@ impl Gpu {
         let part = row * blocks as u64;
         let layer = part * shape.parts as u64;
         let bytes = layer * slot.layers.len() as u64 + skew;
-        let base = self.alloc(bytes);
+        let base = self.alloc(bytes.next_multiple_of(256));
         let noise: Vec<u8> = (0..bytes)
             .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 37) as u8)
             .collect();
@@ -79,16 +121,18 @@ impl Gpu {
         Arc::new(KvLayout::new(shape, slot, views, blocks).expect("valid"))
     }
 
-    /// An event of a stream that waits for a word; the word is set when the box is called.
+    /// A stream that waits for a word; the word is set when the box is called.
     pub(super) fn held_stream(&self) -> (Arc<Held>, Box<dyn FnOnce() + Send>) {
         let context = &self.device.inner.context;
         let _current = context.enter().expect("current");
         let stream = Stream::new(context).expect("a stream");
-        let word = PinnedMemory::new(context, 4096).expect("pinned");
-        stream.hold(&word, 0, 1).expect("held");
-        let held = Arc::new(Held { stream, word });
-        let release = Arc::clone(&held);
-        (held, Box::new(move || release.word.set_word(0, 1)))
+        let index = self.next_word.fetch_add(1, Ordering::Relaxed);
+        stream.hold(&self.words, index, 1).expect("held");
+        let words = Arc::clone(&self.words);
+        (
+            Arc::new(Held { stream }),
+            Box::new(move || words.set_word(index, 1)),
+        )
     }
 
     pub(super) fn run(&self, direction: Direction, job: &CopyJob) -> Outcome {
@@ -120,7 +164,6 @@ impl Gpu {
 /// A stream of the engine that does not go on until its word is set.
 pub(super) struct Held {
     pub stream: Stream,
-    word: PinnedMemory,
 }
 
 impl Held {
@@ -135,47 +178,52 @@ impl Fixture for Gpu {
     }
 
     fn alloc(&self, bytes: u64) -> u64 {
-        let _current = self.device.inner.context.enter().expect("current");
-        let memory = DeviceMemory::new(&self.device.inner.context, bytes).expect("device memory");
-        self.stream.zero(memory.span()).expect("zeroed");
+        let bytes = bytes.next_multiple_of(256);
+        let mut used = self.used.lock();
+        let span = self.arena.span().part(*used, bytes);
+        *used += bytes;
+        let _current = self.stream.enter();
+        self.stream.zero(span).expect("zeroed");
         self.stream.synchronize().expect("zeroed");
-        let address = memory.span().address();
-        self.memory.lock().push(memory);
-        address
+        span.address()
     }
 
     fn write(&self, address: u64, bytes: &[u8]) {
-        let _current = self.device.inner.context.enter().expect("current");
-        let pinned = PinnedMemory::new(&self.device.inner.context, bytes.len()).expect("pinned");
-        pinned.put(0, bytes);
-        let to = self.find(address, bytes.len() as u64);
-        self.stream.copy(to, pinned.span()).expect("copied");
-        self.stream.synchronize().expect("copied");
+        let _current = self.stream.enter();
+        let pinned = self.pinned.lock();
+        for (i, piece) in bytes.chunks(PINNED_BYTES).enumerate() {
+            pinned.put(0, piece);
+            let n = piece.len() as u64;
+            let to = self.find(address + (i * PINNED_BYTES) as u64, n);
+            self.stream
+                .copy(to, pinned.span().part(0, n))
+                .expect("copied");
+            self.stream.synchronize().expect("copied");
+        }
     }
 
     fn read(&self, address: u64, bytes: &mut [u8]) {
-        let _current = self.device.inner.context.enter().expect("current");
-        let pinned = PinnedMemory::new(&self.device.inner.context, bytes.len()).expect("pinned");
-        let from = self.find(address, bytes.len() as u64);
-        self.stream.copy(pinned.span(), from).expect("copied");
-        self.stream.synchronize().expect("copied");
-        pinned.get(0, bytes);
+        let _current = self.stream.enter();
+        let pinned = self.pinned.lock();
+        for (i, piece) in bytes.chunks_mut(PINNED_BYTES).enumerate() {
+            let n = piece.len() as u64;
+            let from = self.find(address + (i * PINNED_BYTES) as u64, n);
+            self.stream
+                .copy(pinned.span().part(0, n), from)
+                .expect("copied");
+            self.stream.synchronize().expect("copied");
+            pinned.get(0, piece);
+        }
     }
 
     fn event(&self) -> (DeviceEvent, Box<dyn FnOnce() + Send>) {
         let (held, release) = self.held_stream();
         let event = self.device.event(held.engine()).expect("an event");
-        // The stream must outlive the event's wait.
-        let keep = Arc::clone(&held);
-        std::mem::forget(held);
-        let _ = event.get::<EngineEvent>();
-        (
-            event,
-            Box::new(move || {
-                release();
-                let _current = keep.stream.enter();
-                keep.stream.synchronize().expect("released");
-            }),
-        )
+        let open = move || {
+            release();
+            let _current = held.stream.enter();
+            held.stream.synchronize().expect("released");
+        };
+        (event, Box::new(open))
     }
 }

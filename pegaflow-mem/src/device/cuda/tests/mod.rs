@@ -49,6 +49,7 @@ fn small() -> CudaSettings {
     CudaSettings {
         staging_bytes_max: 20 << 20,
         register_bytes: 2 << 20,
+        pin_at_attach: true,
         ..CudaSettings::default()
     }
 }

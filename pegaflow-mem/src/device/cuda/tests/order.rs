@@ -93,9 +93,9 @@ fn a_cancelled_copy_stops_early_and_says_so_when_quiet() {
             layers: 32,
             ..SHAPE
         };
-        let pool = gpu.pool(256 << 20);
-        let kv = gpu.layout(shape, Slot::whole(&shape), 60, 0);
-        let all: Vec<_> = (0..60)
+        let pool = gpu.pool(96 << 20);
+        let kv = gpu.layout(shape, Slot::whole(&shape), 24, 0);
+        let all: Vec<_> = (0..24)
             .map(|i| BlockCopy {
                 block: i,
                 place: i as u64 * shape.bytes(),
@@ -119,7 +119,7 @@ fn a_cancelled_copy_stops_early_and_says_so_when_quiet() {
             "{:?}",
             outcome.result
         );
-        assert_eq!((outcome.bytes, outcome.blocks.len()), (0, 60));
+        assert_eq!((outcome.bytes, outcome.blocks.len()), (0, 24));
         // Who waits at the gate is let through, also after a stop.
         let (later, let_later) = gpu.held_stream();
         let_later();
