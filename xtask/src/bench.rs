@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Also write the lines to this file, one JSON object each.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Show lines that were measured before, perhaps elsewhere, instead of measuring.
+    #[arg(long, value_name = "FILE")]
+    lines: Option<PathBuf>,
     /// Compare with an earlier run's `--json` file; fail if a point became worse by more than the threshold.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
@@ -52,7 +55,10 @@ pub(crate) fn run(ws: &Workspace, args: &Args) -> anyhow::Result<()> {
     };
     // Read first: a mistyped name must not cost the run.
     let then = args.against.as_deref().map(read).transpose()?;
-    let lines = measure(ws, name, args)?;
+    let lines = match &args.lines {
+        Some(file) => read(file)?,
+        None => measure(ws, name, args)?,
+    };
     print!("{}", table::render(&lines));
     let folder = ws.target().join("bench");
     std::fs::create_dir_all(&folder)?;

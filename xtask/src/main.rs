@@ -23,6 +23,7 @@ mod ci;
 mod demo;
 mod dist;
 mod docs;
+mod kernels;
 mod markdown;
 mod programs;
 mod run;
@@ -48,6 +49,7 @@ enum Command {
     Demo(demo::Args),
     Dist(dist::Args),
     Docs(docs::Args),
+    Kernels(kernels::Args),
     Test(test::Args),
     Tidy(tidy::Args),
 }
@@ -71,6 +73,7 @@ fn dispatch(ws: &Workspace, command: &Command) -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(ws, args),
         Command::Dist(args) => dist::run(ws, args),
         Command::Docs(args) => docs::run(ws, args),
+        Command::Kernels(args) => kernels::run(ws, args),
         Command::Test(args) => test::run(ws, args),
         Command::Tidy(args) => tidy::run(ws, args),
     }

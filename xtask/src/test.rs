@@ -3,6 +3,8 @@
 
 //! `test`: every test of the workspace, then what was skipped and why, then one closing line.
 
+mod gpu;
+
 use std::process::Command;
 
 use anyhow::bail;
@@ -21,9 +23,15 @@ pub(crate) struct Args {
     /// Show each test's name as it runs, not only the failed ones.
     #[arg(short, long)]
     verbose: bool,
+    /// Build what a machine with a GPU needs to run the GPU tests and benchmarks, and say how to run it there.
+    #[arg(long)]
+    gpu: bool,
 }
 
 pub(crate) fn run(ws: &Workspace, args: &Args) -> anyhow::Result<()> {
+    if args.gpu {
+        return gpu::bundle(ws);
+    }
     let mut cargo = Command::new("cargo");
     cargo
         .current_dir(ws.root())

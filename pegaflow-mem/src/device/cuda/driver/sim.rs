@@ -342,7 +342,10 @@ unsafe extern "C" fn host_register(start: *mut c_void, bytes: usize, _: c_uint) 
     if FAULTS.get().register {
         return ffi::ERROR_OUT_OF_MEMORY;
     }
-    REGISTERED.lock().expect("no panic inside").push((start as u64, bytes));
+    REGISTERED
+        .lock()
+        .expect("no panic inside")
+        .push((start as u64, bytes));
     ffi::SUCCESS
 }
 unsafe extern "C" fn host_unregister(start: *mut c_void) -> CuResult {
@@ -361,7 +364,8 @@ fn reachable(start: u64, bytes: usize) -> bool {
     let inside = |from: u64, len: usize| from <= start && start + bytes as u64 <= from + len as u64;
     let pinned = REGISTERED.lock().expect("no panic inside");
     let ours = ALLOCATIONS.lock().expect("no panic inside");
-    pinned.iter().any(|r| inside(r.0, r.1)) || ours.iter().any(|(from, (len, _))| inside(*from, *len))
+    pinned.iter().any(|r| inside(r.0, r.1))
+        || ours.iter().any(|(from, (len, _))| inside(*from, *len))
 }
 unsafe extern "C" fn memcpy(
     to: CuDevicePtr,

@@ -31,7 +31,10 @@ impl Head {
             let bytes = args.entries as usize * each * 4;
             std::ptr::copy_nonoverlapping(from.cast::<u8>().add(words_at), to.add(words_at), bytes);
             if args.entries == 0 {
-                return Self { layers: vec![], args };
+                return Self {
+                    layers: vec![],
+                    args,
+                };
             }
             let layers = (args.row_first + args.rows).div_ceil(args.parts) as usize;
             let table = std::slice::from_raw_parts(args.layers as *const [u64; 4], layers);
