@@ -492,6 +492,7 @@ impl<'a> Rig<'a> {
 
     /// The same on ordinary pages.
     fn pages(&self) {
+        Lab::force(&self.auto, None);
         let plain = pool(self.pool.len() / 4, HugePages::None);
         let device = &self.auto;
         let handle = device.attach_pool(Arc::clone(&plain)).expect("attached");

@@ -115,6 +115,8 @@ pub struct Question {
     pub direct_open: bool,
 }
 
+/// Pieces that the staged way is measured with.
+pub(crate) const STAGED_PIECE_BYTES: u64 = 1 << 20;
 /// A cache file that asks for a larger ring is not ours.
 const RING_BYTES_MAX: u64 = 1 << 30;
 /// Rectangles are measured close to each other; far apart in a large pool they come so much slower.
@@ -137,18 +139,8 @@ impl Rates {
         if self.plain.at(run) > 0.0 {
             all.push((Method::Plain, self.dma_us + micros(self.plain.at(run))));
         }
-        let piece = if q.job.is_dense() {
-            let dma = if self.batch.0.is_empty() {
-                &self.plain
-            } else {
-                &self.batch
-            };
-            dma.at(q.job.entry_bytes())
-        } else {
-            self.rows.at(q.job.row_bytes) * ROWS_SHARE
-        };
-        if q.staged_open && piece > 0.0 && self.staged > 0.0 {
-            let rate = piece.min(self.staged);
+        let rate = self.staged_rate(&q.job);
+        if q.staged_open && rate > 0.0 {
             all.push((Method::Staged, self.dma_us + self.staged_us + micros(rate)));
         }
         if q.direct_open && self.direct > 0.0 {
@@ -163,6 +155,25 @@ impl Rates {
             ));
         }
         all
+    }
+
+    /// GB/s of the staged way: that of its ring, less where the pool's side comes in pieces shorter than it was measured with.
+    fn staged_rate(&self, job: &JobShape) -> f64 {
+        if !job.is_dense() {
+            return self.staged.min(self.rows.at(job.row_bytes) * ROWS_SHARE);
+        }
+        let dma = if self.batch.0.is_empty() {
+            &self.plain
+        } else {
+            &self.batch
+        };
+        let full = dma.at(STAGED_PIECE_BYTES);
+        let share = if full > 0.0 {
+            (dma.at(job.entry_bytes()) / full).min(1.0)
+        } else {
+            1.0
+        };
+        self.staged * share
     }
 
     /// The cheapest way. [`Method::Plain`] if nothing was measured.
