@@ -18,6 +18,9 @@ pub mod rpc;
 pub mod server;
 pub mod worker;
 
+/// The vocabulary of keys and namespaces, for users of this crate alone.
+pub use pegaflow_meta as meta;
+
 mod error;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,43 @@
+# Copyright PegaFlow contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""Settings: what is refused, and whether the message helps."""
+
+import pytest
+
+from pegaflow.vllm.settings import Mode, Settings, SettingsError, default_pool_bytes
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"endpont": "/x"}, ["'endpont'", "Did you mean 'endpoint'"]),
+        ({"mode": "both"}, ["'both'", "'offload'"]),
+        ({"pool_bytes": "16GB"}, ["'16GB'", "GiB"]),
+        ({"pool_bytes": True}, ["True", "integer"]),
+        ({"pool_bytes": 1}, ["must be"]),
+        ({"rpc_timeout_ms": "5"}, ["'5'", "integer"]),
+        ({"rpc_timeout_ms": 0}, ["must be 1 to"]),
+        ({"endpoint": 7}, ["must be a string"]),
+        ({"weights_fingerprint": "ab"}, ["64"]),
+    ],
+)
+def test_refused(extra, words):
+    with pytest.raises(SettingsError) as error:
+        Settings.parse(extra)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_accepted():
+    parsed = Settings.parse({"mode": "save_only", "pool_bytes": "3 GiB", "endpoint": None})
+    assert parsed.mode is Mode.SAVE_ONLY
+    assert parsed.pool_bytes == 3 << 30
+    assert not parsed.mode.loads
+    assert Settings.parse({}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("available_kib", "expect"), [(8 << 20, 4 << 30), (1 << 30, 64 << 30), (100, 64 << 20)]
+)
+def test_pool_follows_memory(available_kib, expect):
+    assert default_pool_bytes(f"MemTotal: 9 kB\nMemAvailable:   {available_kib} kB\n") == expect
