@@ -238,7 +238,7 @@ async fn ticket_poll(client: &Client, namespace: &NamespaceHandle) {
         for _ in 0..1000 {
             std::hint::black_box(ticket.poll());
         }
-        times.push(start.elapsed() / 1000);
+        times.push(start.elapsed());
     }
     client
         .release(&found.lease.expect("with a ticket"))
@@ -250,7 +250,7 @@ async fn ticket_poll(client: &Client, namespace: &NamespaceHandle) {
         keys: 1,
         layers: LAYERS,
     };
-    point.print(&Times::new(times), None, json!({}));
+    point.print(&Times::new(times).of_each(1000.0), None, json!({}));
 }
 
 async fn reserve_seal(client: &Client, dir: &Path, layers: u32, laps: usize) {
@@ -351,10 +351,11 @@ async fn fill(dir: &Path, bytes: u64, block: u32) -> (Vec<BlockKey>, usize) {
         .shape
         .bytes()
         .next_multiple_of(4096);
-    let blocks = (bytes / place) as usize * 9 / 10 / 512 * 512;
+    let blocks = (bytes / place) as usize * 9 / 10;
     let sums = vec![1; 512 * 8];
     for first in (0..blocks).step_by(512) {
-        save(&client, &namespace, &keys(&namespace, first, 512), &sums).await;
+        let count = 512.min(blocks - first);
+        save(&client, &namespace, &keys(&namespace, first, count), &sums).await;
     }
     (keys(&namespace, blocks - 1, 1), blocks)
 }

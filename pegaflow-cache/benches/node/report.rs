@@ -21,6 +21,11 @@ impl Times {
         Self(us)
     }
 
+    /// Of one of `count` calls that each time is the sum of.
+    pub(crate) fn of_each(self, count: f64) -> Self {
+        Self(self.0.iter().map(|us| us / count).collect())
+    }
+
     pub(crate) fn at(&self, share: f64) -> f64 {
         self.0[((self.0.len() - 1) as f64 * share).round() as usize]
     }
@@ -52,7 +57,7 @@ impl Point<'_> {
             line.extend(extra.clone());
         }
         eprintln!(
-            "{:14} {:>7} keys, {:>2} layers: p50 {:9.2} us, p99 {:9.2}, floor {:9.2}",
+            "{:14} {:>7} keys, {:>2} layers: p50 {:9.3} us, p99 {:9.3}, floor {:9.3}",
             self.op,
             self.keys,
             self.layers,
