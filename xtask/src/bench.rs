@@ -41,6 +41,9 @@ pub(crate) struct Args {
     /// A few seconds only: shows that the benchmark works, the figures mean little.
     #[arg(long)]
     quick: bool,
+    /// For `ssd`: alternate with fio running the same job.
+    #[arg(long)]
+    fio: bool,
     /// Build with these features of the crate.
     #[arg(long, value_name = "NAMES")]
     features: Option<String>,
@@ -103,8 +106,12 @@ fn find<'a>(ws: &'a Workspace, name: &str) -> anyhow::Result<(&'a Package, &'a T
 fn measure(ws: &Workspace, name: &str, args: &Args) -> anyhow::Result<Vec<Line>> {
     let (package, target) = find(ws, name)?;
     let mut cargo = cargo_bench(ws, package, target, args.features.as_deref());
+    cargo.arg("--");
     if args.quick {
-        cargo.args(["--", "--quick"]);
+        cargo.arg("--quick");
+    }
+    if args.fio {
+        cargo.arg("--fio");
     }
     collect(cargo, name)
 }

@@ -9,6 +9,7 @@ use crate::workspace::Workspace;
 
 mod client;
 mod node;
+mod ssd;
 mod tally;
 
 /// Break things on purpose and prove that no byte is ever wrong.
@@ -25,6 +26,8 @@ enum What {
     /// Clients keep replaying a synthetic workload and verify every byte they load. They must see the node gone,
     /// reconnect by themselves and go on. Now and then a client is killed as well.
     Node(NodeArgs),
+    /// Kill a process that writes to a block store, and check every block it was promised.
+    Ssd(ssd::Args),
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -55,6 +58,7 @@ struct NodeArgs {
 pub(crate) fn run(ws: &Workspace, args: &Args) -> anyhow::Result<()> {
     match &args.what {
         What::Node(args) => node::run(ws, args),
+        What::Ssd(args) => ssd::run(ws, args),
     }
 }
 

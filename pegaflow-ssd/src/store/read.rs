@@ -85,7 +85,7 @@ impl Fetch {
 
     // Whether it is the block; false: its segment was used anew meanwhile.
     fn check(&self, bufs: &[Buf]) -> Result<bool> {
-        let got = checksum_of(bufs.iter().map(|b| &b[..]));
+        let got = checksum_of(bufs.iter().map(|b| b.bytes()));
         if got == self.from.checksum {
             return Ok(true);
         }
@@ -159,7 +159,7 @@ pub(super) fn for_move(member: &Arc<Member>, put: PutId, from: Location) {
     let done: WhenDone = Box::new(move |f| match f.pieces.into_iter().next() {
         Some(mut piece) if f.result.is_ok() => {
             piece.buf.set_len(from.bytes as usize);
-            match checksum_of(std::iter::once(&piece.buf[..])) == from.checksum {
+            match checksum_of(std::iter::once(piece.buf.bytes())) == from.checksum {
                 true => move_header(&theirs, put, from, piece.buf),
                 false => tell(&theirs, put, piece.buf, Err(Error::Cancelled)),
             }

@@ -129,7 +129,7 @@ impl SsdStore {
             put: PutId(self.next_put.fetch_add(1, Ordering::Relaxed)),
             key: put.key,
             bytes: bytes as u32,
-            checksum: checksum_of(put.bufs.iter().map(|b| &b[..])),
+            checksum: checksum_of(put.bufs.iter().map(|b| b.bytes())),
             expires_s: match put.ttl_s {
                 0 => 0,
                 ttl_s => u32::try_from(unix_s() + u64::from(ttl_s)).unwrap_or(u32::MAX),

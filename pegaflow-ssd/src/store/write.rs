@@ -65,7 +65,7 @@ impl Planner<'_> {
         let mut to = self.staging.take(bytes).unwrap_or_else(|| Buf::new(bytes));
         let mut at = 0;
         for (put, own, bufs) in self.copy.drain(..) {
-            for part in std::iter::once(&own[..]).chain(bufs.iter().map(|b| &b[..])) {
+            for part in std::iter::once(&own[..]).chain(bufs.iter().map(|b| b.bytes())) {
                 to[at..at + part.len()].copy_from_slice(part);
                 at += part.len();
             }
@@ -185,7 +185,7 @@ fn copy_any(planner: &mut Planner<'_>, put: PutId, bytes: u32, bufs: Vec<Buf>) {
     let mut whole = Buf::new(bytes as usize);
     let mut at = 0;
     for b in &bufs {
-        whole[at..at + b.len()].copy_from_slice(b);
+        whole[at..at + b.len()].copy_from_slice(b.bytes());
         at += b.len();
     }
     planner.end_run();

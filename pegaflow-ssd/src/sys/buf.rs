@@ -13,6 +13,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use pegaflow_mem::{Access, PoolBuf, SharedMemory};
 
 use super::PAGE;
 
@@ -30,6 +31,7 @@ pub struct Buf {
 enum Owner {
     Heap,
     Arena(Arc<Arena>),
+    Pool(PoolBuf),
     Other(#[expect(dead_code, reason = "kept alive, never looked at")] Box<dyn Any + Send + Sync>),
 }
 
@@ -61,6 +63,60 @@ impl Buf {
         let mut buf = Self::new(bytes.len());
         buf.copy_from_slice(bytes);
         buf
+    }
+
+    /// A run of a pool, shared with other processes: the bytes in use are those of the run, which must begin on a page and have whole pages.
+    ///
+    /// Only one process may write a place at a time; that is the business of who hands places out. One that writes all the same spoils the
+    /// block, which its checksum shows. Other processes may look on, so these bytes cannot be borrowed: use the pool's own copies.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a run that is not whole pages, `PermissionDenied` if the pool is mapped to be read only.
+    pub fn of_pool(run: PoolBuf) -> io::Result<Self> {
+        let (ptr, len) = (run.as_ptr(), run.len() as usize);
+        if !(ptr.as_ptr() as usize | len).is_multiple_of(PAGE) || len == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        if run.memory().access() != Access::ReadWrite {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        Ok(Self {
+            ptr,
+            capacity: len,
+            len,
+            owner: Owner::Pool(run),
+        })
+    }
+
+    /// The run of a pool that this buffer was made of, if it was.
+    pub fn pool_run(&self) -> Option<&PoolBuf> {
+        match &self.owner {
+            Owner::Pool(run) => Some(run),
+            _ => None,
+        }
+    }
+
+    /// Bytes in use.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no byte is in use.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes in use, also of a pool; for checksums and copies inside the crate.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.whole()[..self.len]
+    }
+
+    fn assert_private(&self) {
+        let shared = matches!(self.owner, Owner::Pool(_));
+        assert!(
+            !shared,
+            "bytes of a shared pool are copied, not borrowed (`pool_run`)"
+        );
     }
 
     /// Memory that somebody else owns, for example a place of a shared pool.
@@ -139,13 +195,17 @@ impl Buf {
 
 impl Deref for Buf {
     type Target = [u8];
+    /// # Panics
+    /// If the buffer is a run of a shared pool.
     fn deref(&self) -> &[u8] {
-        &self.whole()[..self.len]
+        self.assert_private();
+        self.bytes()
     }
 }
 
 impl DerefMut for Buf {
     fn deref_mut(&mut self) -> &mut [u8] {
+        self.assert_private();
         let len = self.len;
         &mut self.whole_mut()[..len]
     }
@@ -163,7 +223,7 @@ impl Drop for Buf {
             // SAFETY: allocated in `new` with this very layout, and nobody else has the pointer.
             Owner::Heap => unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.capacity)) },
             Owner::Arena(arena) => arena.give_back(self.ptr),
-            Owner::Other(_) => {}
+            Owner::Pool(_) | Owner::Other(_) => {}
         }
     }
 }
@@ -282,6 +342,16 @@ pub struct Region {
 }
 
 impl Region {
+    /// A whole pool.
+    pub fn of_pool(memory: Arc<SharedMemory>) -> Self {
+        let base = memory.as_ptr().as_ptr() as usize;
+        Self {
+            base,
+            bytes: memory.len() as usize,
+            _owner: memory,
+        }
+    }
+
     /// Names memory kept alive by `owner`.
     ///
     /// # Safety

@@ -515,3 +515,23 @@ fn a_ticket_is_a_future() {
     };
     assert_eq!(done.result, Ok(Stored::Stored));
 }
+
+#[test]
+fn blocks_come_from_a_shared_pool_and_go_back_there() {
+    use pegaflow_mem::{PoolBuf, PoolSpec, SharedMemory};
+    let memory = Arc::new(SharedMemory::create(&PoolSpec::memfd("ssd-test", 4 * MIB)).unwrap());
+    let run = |at: u64| Buf::of_pool(PoolBuf::new(memory.clone(), at, 128 << 10).unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let store = file_store(&dir, settings());
+    store.register(&crate::Region::of_pool(memory.clone()));
+    memory.copy_in(0, &body(1, 128 << 10)).unwrap();
+    let done = store.put(Put::new(key(1), run(0))).unwrap().wait();
+    assert_eq!(done.result, Ok(Stored::Stored));
+    assert_eq!(done.bufs[0].pool_run().map(|r| r.offset()), Some(0));
+    let done = store.get(Get::new(key(1), run(256 << 10))).unwrap().wait();
+    assert!(matches!(done.result, Ok(Fetched::Hit { .. })), "{done:?}");
+    let mut got = vec![0; 128 << 10];
+    memory.copy_out(256 << 10, &mut got).unwrap();
+    assert_eq!(got[..], body(1, 128 << 10)[..]);
+    assert!(Buf::of_pool(PoolBuf::new(memory, 100, 4096).unwrap()).is_err());
+}
