@@ -28,7 +28,7 @@ settings! {
         pub socket: Option<PathBuf> = None,
         /// TCP address for gRPC, beside the Unix socket; off when absent.
         ///
-        /// An address that other machines can reach needs `token_file` or a TLS certificate. Every
+        /// An address that other machines can reach needs `token_file`, or `insecure`. Every
         /// user of this machine can reach a loopback address; a token helps there too.
         pub tcp: Option<SocketAddr> = None,
         /// HTTP address for `/health`, `/ready` and `/metrics`. Port 0 takes any free port.
