@@ -145,7 +145,8 @@ impl Slab {
         let start = u64::from(self.first) * geometry.unit_bytes;
         let within = offset.checked_sub(start)?;
         let index = within / self.place_bytes;
-        if index * self.place_bytes != within || index >= self.places(geometry) {
+        let end = u64::from(self.units) * geometry.unit_bytes;
+        if index * self.place_bytes != within || within + self.place_bytes > end {
             return None;
         }
         let window = geometry.records() + u64::from(self.first) * geometry.window_words();

@@ -20,6 +20,7 @@ use std::sync::atomic::{Ordering, fence};
 use pegaflow_meta::{BlockKey, GroupId};
 
 use super::geometry::RECORD_WORDS;
+use super::superblock::crc;
 use super::words::Words;
 
 /// What is known of a place's bytes.
@@ -73,12 +74,42 @@ fn key_of(words: [u64; 2]) -> BlockKey {
     BlockKey(key)
 }
 
-fn crc(words: &[u64; 6], checksums: &[u64]) -> u64 {
-    let mut hasher = crc32fast::Hasher::new();
-    for word in words.iter().chain(checksums) {
-        hasher.update(&word.to_le_bytes());
+/// The checksums of a record being read: on the stack for the usual number of heads.
+struct Checksums {
+    few: [u64; Self::FEW],
+    many: Vec<u64>,
+    len: usize,
+}
+
+impl Checksums {
+    const FEW: usize = 32;
+
+    fn load<W: Words + ?Sized>(file: &W, at: u64, count: u16) -> Self {
+        let mut read = Self {
+            few: [0; Self::FEW],
+            many: vec![],
+            len: count.into(),
+        };
+        if read.len > Self::FEW {
+            read.many = vec![0; read.len];
+        }
+        file.load_all(at + RECORD_WORDS, read.all_mut());
+        read
     }
-    u64::from(hasher.finalize())
+
+    fn all_mut(&mut self) -> &mut [u64] {
+        match self.len > Self::FEW {
+            true => &mut self.many,
+            false => &mut self.few[..self.len],
+        }
+    }
+
+    fn into_vec(mut self) -> Vec<u64> {
+        match self.len > Self::FEW {
+            true => self.many,
+            false => self.all_mut().to_vec(),
+        }
+    }
 }
 
 impl Record {
@@ -125,32 +156,45 @@ impl Record {
         file.store(at, words[0]);
     }
 
-    /// Says that the block is complete. Its checksums are already there.
-    pub fn seal<W: Words + ?Sized>(&self, file: &W, at: u64) {
-        let words = self.encode(SEALED);
-        let mut checksums = vec![0; usize::from(self.checksums)];
-        file.load_all(at + RECORD_WORDS, &mut checksums);
-        file.store(at + 7, crc(&words, &checksums));
-        file.store(at, words[0]);
-    }
-
     /// Reads the record at word `at`; what is torn or damaged reads as empty.
     pub fn read<W: Words + ?Sized>(file: &W, at: u64) -> (State, Self) {
-        let mut words = [0; 6];
-        words[0] = file.load(at);
-        file.load_all(at + 1, &mut words[1..]);
+        let (state, record, _) = Self::read_all(file, at);
+        (state, record)
+    }
+
+    /// The record, and its checksums if it is sealed.
+    fn read_all<W: Words + ?Sized>(file: &W, at: u64) -> (State, Self, Option<Checksums>) {
+        let words = header(file, at);
         let (state, record) = Self::decode(&words);
         if state != State::Sealed {
-            return (state, record);
+            return (state, record, None);
         }
-        let mut checksums = vec![0; usize::from(record.checksums)];
-        file.load_all(at + RECORD_WORDS, &mut checksums);
-        if crc(&words, &checksums) == file.load(at + 7) {
-            (State::Sealed, record)
+        let mut checksums = Checksums::load(file, at, record.checksums);
+        if crc([&words, checksums.all_mut()]) == file.load(at + 7) {
+            (State::Sealed, record, Some(checksums))
         } else {
-            (State::Empty, record)
+            (State::Empty, record, None)
         }
     }
+}
+
+/// The first words of a record, the state not younger than the others.
+fn header<W: Words + ?Sized>(file: &W, at: u64) -> [u64; 6] {
+    let mut words = [0; 6];
+    words[0] = file.load(at);
+    file.load_all(at + 1, &mut words[1..]);
+    words
+}
+
+/// Says that the block whose record was begun at word `at` is complete. Its checksums are already
+/// there.
+pub fn seal<W: Words + ?Sized>(file: &W, at: u64) {
+    let mut words = header(file, at);
+    debug_assert_eq!(Record::decode(&words).0, State::Writing, "record at {at}");
+    words[0] = words[0] & !0xffff | SEALED;
+    let mut checksums = Checksums::load(file, at, (words[0] >> 16) as u16);
+    file.store(at + 7, crc([&words, checksums.all_mut()]));
+    file.store(at, words[0]);
 }
 
 /// Adds writers to a record that is begun.
@@ -181,16 +225,13 @@ pub fn checksums_of<W: Words + ?Sized>(
     key: BlockKey,
     generation: u32,
 ) -> Option<Vec<u64>> {
-    let (state, record) = Record::read(file, at);
-    if state != State::Sealed || record.key != key || record.generation != generation {
+    let (_, record, checksums) = Record::read_all(file, at);
+    let checksums = checksums?;
+    if record.key != key || record.generation != generation {
         return None;
     }
-    let before = file.load(at);
-    let mut checksums = vec![0; usize::from(record.checksums)];
-    file.load_all(at + RECORD_WORDS, &mut checksums);
     fence(Ordering::Acquire);
-    let same = before == file.load(at) && before == record.encode(SEALED)[0];
-    same.then_some(checksums)
+    (file.load(at) == record.encode(SEALED)[0]).then(|| checksums.into_vec())
 }
 
 #[cfg(test)]
@@ -237,7 +278,7 @@ mod tests {
             let sums: Vec<u64> = (0..u64::from(record.checksums)).map(|i| i ^ seed).collect();
             put_checksums(&file, 3, 0, &sums);
             prop_assert_eq!(checksums_of(&file, 3, record.key, record.generation), None);
-            record.seal(&file, 3);
+            seal(&file, 3);
             prop_assert_eq!(Record::read(&file, 3), (State::Sealed, record));
             prop_assert_eq!(checksums_of(&file, 3, record.key, record.generation), Some(sums));
             prop_assert_eq!(checksums_of(&file, 3, record.key, !record.generation), None);
@@ -252,7 +293,7 @@ mod tests {
         fn a_damaged_record_is_not_a_block(record in record(), word in 0u64..48, bit in 0u32..64) {
             let file = file(64);
             record.begin(&file, 0, 0);
-            record.seal(&file, 0);
+            seal(&file, 0);
             let len = record_words(u32::from(record.checksums));
             prop_assume!(word < len && word != 6);
             file.store(word, file.load(word) ^ 1 << bit);

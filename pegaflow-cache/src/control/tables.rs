@@ -17,7 +17,7 @@ pub fn write_slab<W: Words + ?Sized>(file: &W, geometry: &Geometry, slab: &Slab)
         u64::from(slab.stride_words),
         0,
     ];
-    words[3] = crc(&words[..3]);
+    words[3] = crc([&words[..3]]);
     for unit in (slab.first..slab.first + slab.units).rev() {
         let at = geometry.slabs() + u64::from(unit) * SLAB_WORDS;
         file.store_all(at, &words);
@@ -46,7 +46,7 @@ pub fn slab_of_unit<W: Words + ?Sized>(file: &W, geometry: &Geometry, unit: u64)
         place_bytes: words[1],
         stride_words: words[2] as u32,
     };
-    let whole = words[3] == crc(&words[..3]) && words[2] <= u64::from(u32::MAX);
+    let whole = words[3] == crc([&words[..3]]) && words[2] <= u64::from(u32::MAX);
     (whole && slab.is_valid(geometry)).then_some(slab)
 }
 
@@ -86,7 +86,7 @@ pub fn namespaces<W: Words + ?Sized>(file: &W, geometry: &Geometry) -> (Vec<Vec<
         }
         let mut content = vec![0; usize::try_from(words).unwrap_or(0)];
         file.load_all(at + ENTRY_WORDS, &mut content);
-        if file.load(at + 1) != crc(&content) {
+        if file.load(at + 1) != crc([&content]) {
             break;
         }
         let mut content = to_bytes(&content);
@@ -111,7 +111,7 @@ pub fn append_namespace<W: Words + ?Sized>(
         return None;
     }
     file.store_all(at + ENTRY_WORDS, &words);
-    file.store(at + 1, crc(&words));
+    file.store(at + 1, crc([&words]));
     file.store(next, 0);
     file.store(at, bytes.len() as u64);
     Some(next)
@@ -153,7 +153,7 @@ impl SessionEntry {
         ];
         file.store(at + 3, 0);
         file.store_all(at, &words);
-        file.store(at + 3, crc(&words) | 1 << 63);
+        file.store(at + 3, crc([&words]) | 1 << 63);
     }
 }
 
@@ -172,7 +172,7 @@ pub fn sessions<W: Words + ?Sized>(file: &W, geometry: &Geometry) -> Vec<Session
                 pid: u32::try_from(words[1]).ok()?,
                 start_ticks: words[2],
             };
-            let whole = words[3] == crc(&words[..3]) | 1 << 63;
+            let whole = words[3] == crc([&words[..3]]) | 1 << 63;
             whole.then_some(SessionEntry {
                 entry,
                 session: words[0],

@@ -22,14 +22,14 @@ pub trait Words {
     /// How many there are.
     fn len_words(&self) -> u64;
 
-    /// Copies words out, one after the other.
+    /// Copies words out, with whatever was stored before them.
     fn load_all(&self, at: u64, out: &mut [u64]) {
         for (out, at) in out.iter_mut().zip(at..) {
             *out = self.load(at);
         }
     }
 
-    /// Copies words in, one after the other.
+    /// Copies words in, after everything stored before; in no order among themselves.
     fn store_all(&self, at: u64, values: &[u64]) {
         for (value, at) in values.iter().zip(at..) {
             self.store(at, *value);
@@ -52,6 +52,17 @@ impl Words for SharedMemory {
 
     fn len_words(&self) -> u64 {
         self.len() / 8
+    }
+
+    fn load_all(&self, at: u64, out: &mut [u64]) {
+        if self.load_words(at.saturating_mul(8), out).is_err() {
+            out.fill(0);
+        }
+    }
+
+    fn store_all(&self, at: u64, values: &[u64]) {
+        let stored = self.store_words(at.saturating_mul(8), values);
+        debug_assert!(stored.is_ok(), "words at {at}: {stored:?}");
     }
 }
 

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One pool of a running node: its data, and its control file as the core's actions change it.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -27,6 +28,8 @@ pub(super) struct Pool {
     pub(super) uuid: [u8; 16],
     /// Words of a record, by size of place: what the namespaces known by now need.
     strides: HashMap<u64, u64>,
+    /// The slab used last. Nobody else writes to the slab table, so it stays true until this does.
+    last: Cell<Option<Slab>>,
 }
 
 impl Pool {
@@ -37,6 +40,7 @@ impl Pool {
             geometry: files.superblock.geometry,
             uuid: files.superblock.uuid,
             strides: HashMap::new(),
+            last: Cell::new(None),
         }
     }
 
@@ -64,11 +68,13 @@ impl Pool {
             stride_words: u32::try_from(stride).expect("a record is short"),
         };
         debug_assert!(slab.is_valid(&self.geometry), "{slab:?}");
+        self.last.set(None);
         self.clear_windows(&slab);
         tables::write_slab(&*self.control, &self.geometry, &slab);
     }
 
     pub(super) fn release_slab(&self, first: u32) {
+        self.last.set(None);
         tables::erase_slab(&*self.control, &self.geometry, first);
     }
 
@@ -85,7 +91,13 @@ impl Pool {
     }
 
     fn at(&self, offset: u64) -> Option<(Slab, u64)> {
+        if let Some(slab) = self.last.get()
+            && let Some(at) = slab.record(&self.geometry, offset)
+        {
+            return Some((slab, at));
+        }
         let slab = tables::slab_at(&*self.control, &self.geometry, offset)?;
+        self.last.set(Some(slab));
         let at = slab.record(&self.geometry, offset)?;
         Some((slab, at))
     }
@@ -130,6 +142,7 @@ impl Pool {
             stride_words: stride,
             ..*slab
         };
+        self.last.set(None);
         tables::erase_slab(file, &self.geometry, slab.first);
         self.clear_windows(slab);
         for (offset, words) in kept {
@@ -167,7 +180,7 @@ impl Pool {
         );
         record.begin(&*to.control, at, 0);
         record::put_checksums(&*to.control, at, 0, &checksums);
-        record.seal(&*to.control, at);
+        record::seal(&*to.control, at);
         true
     }
 }

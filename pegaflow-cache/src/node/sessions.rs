@@ -5,8 +5,9 @@
 //! The core knows sessions as numbers. Here they are processes: an entry in the control file, a bit
 //! in the records they write, and the question whether they can still write.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
+use hashbrown::HashMap;
 use tokio::sync::mpsc;
 
 use super::process::Process;

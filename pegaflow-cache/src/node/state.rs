@@ -171,7 +171,7 @@ impl State {
                 record::put_checksums(file, at, first, row);
             }
             if complete {
-                Record::read(file, at).1.seal(file, at);
+                record::seal(file, at);
             }
         });
     }

@@ -195,17 +195,51 @@ impl SharedMemory {
     /// # Errors
     /// [`Error::OutOfBounds`], [`Error::Misaligned`].
     pub fn word(&self, offset: u64) -> Result<SharedWord<'_>> {
+        Ok(SharedWord {
+            word: &self.words(offset, 1)?[0],
+            writable: self.access == Access::ReadWrite,
+        })
+    }
+
+    /// Reads words from `offset` (a multiple of 8), each whole, with what their writer did before it stored them.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`], [`Error::Misaligned`].
+    pub fn load_words(&self, offset: u64, out: &mut [u64]) -> Result<()> {
+        let words = self.words(offset, out.len())?;
+        for (out, word) in out.iter_mut().zip(words) {
+            *out = word.load(Ordering::Relaxed);
+        }
+        fence(Ordering::Acquire);
+        Ok(())
+    }
+
+    /// Writes words from `offset` (a multiple of 8), each whole, after everything this thread wrote before; among
+    /// themselves they may be seen in any order.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`], [`Error::Misaligned`], [`Error::ReadOnly`].
+    pub fn store_words(&self, offset: u64, values: &[u64]) -> Result<()> {
+        if self.access == Access::Read {
+            return Err(Error::ReadOnly);
+        }
+        let words = self.words(offset, values.len())?;
+        fence(Ordering::Release);
+        for (word, value) in words.iter().zip(values) {
+            word.store(*value, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// `count` words at `offset`. To be stored to only if [`Access::ReadWrite`].
+    fn words(&self, offset: u64, count: usize) -> Result<&[AtomicU64]> {
         if !offset.is_multiple_of(8) {
             return Err(Error::Misaligned { offset, align: 8 });
         }
-        let ptr = self.check(offset, 8)?;
+        let ptr = self.check(offset, count as u64 * 8)?;
         // SAFETY: inside the mapping, which `self` keeps for the reference's life; aligned, as mappings start at pages; all
         // accesses from safe code in this process are atomic or made by `copy::sys`.
-        let word = unsafe { AtomicU64::from_ptr(ptr.cast_mut().cast()) };
-        Ok(SharedWord {
-            word,
-            writable: self.access == Access::ReadWrite,
-        })
+        Ok(unsafe { std::slice::from_raw_parts(ptr.cast(), count) })
     }
 
     /// Checks a range and returns its first byte.

@@ -60,9 +60,14 @@ fn nothing_outside_is_touched() {
         assert!(memory.copy_in(offset, &one).is_err());
         assert!(memory.fill(offset, 1, 0).is_err());
         assert!(memory.word(offset).is_err());
+        assert!(memory.load_words(offset, &mut [0; 2]).is_err());
+        assert!(memory.store_words(offset, &[1; 2]).is_err());
         assert!(PoolBuf::new(memory.clone(), offset, 1).is_err());
     }
     assert!(memory.word(4).is_err(), "not a multiple of 8");
+    assert!(memory.load_words(4, &mut [0; 2]).is_err());
+    assert!(memory.store_words(BYTES - 8, &[1; 2]).is_err(), "half out");
+    assert_eq!(memory.word(BYTES - 8).expect("the last one").load(), 0);
     assert!(memory.fill(0, u64::MAX, 0).is_err());
     memory
         .copy_out(BYTES, &mut [])
@@ -89,6 +94,11 @@ fn a_reader_cannot_write() {
     assert!(matches!(word.compare_exchange(0, 1), Err(Error::ReadOnly)));
     ours.word(0).expect("aligned").store(3).expect("writable");
     assert_eq!(word.load(), 3);
+    assert!(matches!(reader.store_words(0, &[1]), Err(Error::ReadOnly)));
+    ours.store_words(0, &[4, 5]).expect("writable");
+    let mut words = [0; 2];
+    reader.load_words(0, &mut words).expect("readable");
+    assert_eq!(words, [4, 5]);
 }
 
 #[test]
