@@ -5,7 +5,6 @@
 import itertools
 
 import pytest
-
 from pegaflow.vllm.layout import LayerLayout, SpecFacts, TensorFacts, UnsupportedLayout, detect, group
 
 B, T, H, D, ITEM = 5, 16, 4, 8, 2
@@ -124,5 +123,7 @@ def test_more_ranks_than_heads_hold_copies():
 
 def test_unlike_tp_shares_nothing_where_heads_are_not():
     order = (0, 2, 1, 3)
-    assert slots(order, 2, 4, 2)[0].layout_id != slots(order, 4, 4, 1)[0].layout_id or slots(order, 4, 4, 1)[0].heads == 1
+    assert (
+        slots(order, 2, 4, 2)[0].layout_id != slots(order, 4, 4, 1)[0].layout_id or slots(order, 4, 4, 1)[0].heads == 1
+    )
     assert [(g.first_head, g.heads_total) for g in slots(order, 2, 4, 2)] == [(0, 2), (1, 2)]

@@ -3,7 +3,6 @@
 """Settings: what is refused, and whether the message helps."""
 
 import pytest
-
 from pegaflow.vllm.settings import Mode, Settings, SettingsError, default_pool_bytes
 
 
@@ -36,8 +35,6 @@ def test_accepted():
     assert Settings.parse({}) == Settings()
 
 
-@pytest.mark.parametrize(
-    ("available_kib", "expect"), [(8 << 20, 4 << 30), (1 << 30, 64 << 30), (100, 64 << 20)]
-)
+@pytest.mark.parametrize(("available_kib", "expect"), [(8 << 20, 4 << 30), (1 << 30, 64 << 30), (100, 64 << 20)])
 def test_pool_follows_memory(available_kib, expect):
     assert default_pool_bytes(f"MemTotal: 9 kB\nMemAvailable:   {available_kib} kB\n") == expect

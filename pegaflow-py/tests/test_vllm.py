@@ -23,7 +23,6 @@ os.environ.update(
 vllm = pytest.importorskip("vllm", reason="needs vLLM: see the package's README")
 
 import model  # noqa: E402
-
 from pegaflow.vllm.scheduler import Scheduler  # noqa: E402
 from pegaflow.vllm.worker import Worker  # noqa: E402
 
@@ -176,7 +175,8 @@ def test_every_corruption_is_a_miss_and_the_answer_stays(folder, plain, monkeypa
 
 def test_chunked_prefill_and_preemption(folder, plain, monkeypatch):
     spy = Spy(monkeypatch)
-    llm = engine(folder, {"pool_bytes": "256MiB"}, max_num_batched_tokens=64, max_model_len=256, num_gpu_blocks_override=16)
+    small = dict(max_num_batched_tokens=64, max_model_len=256, num_gpu_blocks_override=16)
+    llm = engine(folder, {"pool_bytes": "256MiB"}, **small)
     first = Answers(llm)
     assert llm.reset_prefix_cache()
     second = Answers(llm)

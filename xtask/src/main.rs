@@ -26,9 +26,11 @@ mod docs;
 mod kernels;
 mod markdown;
 mod programs;
+mod python;
 mod run;
 mod test;
 mod tidy;
+mod wheel;
 mod workspace;
 
 use workspace::Workspace;
@@ -52,6 +54,7 @@ enum Command {
     Kernels(kernels::Args),
     Test(test::Args),
     Tidy(tidy::Args),
+    Wheel(wheel::Args),
 }
 
 fn main() -> ExitCode {
@@ -76,6 +79,7 @@ fn dispatch(ws: &Workspace, command: &Command) -> anyhow::Result<()> {
         Command::Kernels(args) => kernels::run(ws, args),
         Command::Test(args) => test::run(ws, args),
         Command::Tidy(args) => tidy::run(ws, args),
+        Command::Wheel(args) => wheel::run(ws, args),
     }
 }
 

@@ -4,6 +4,7 @@
 //! `test`: every test of the workspace, then what was skipped and why, then one closing line.
 
 mod gpu;
+mod vllm;
 
 use std::process::Command;
 
@@ -26,11 +27,18 @@ pub(crate) struct Args {
     /// Build what a machine with a GPU needs to run the GPU tests and benchmarks, and say how to run it there.
     #[arg(long)]
     gpu: bool,
+    /// Test the Python package in a real vLLM engine on the CPU instead: makes an environment for it below the build
+    /// folder (5.8 GB), installs the wheel and runs its tests. Without Python or the package index it is skipped.
+    #[arg(long)]
+    vllm: bool,
 }
 
 pub(crate) fn run(ws: &Workspace, args: &Args) -> anyhow::Result<()> {
     if args.gpu {
         return gpu::bundle(ws);
+    }
+    if args.vllm {
+        return vllm::run(ws, args.verbose);
     }
     let mut cargo = Command::new("cargo");
     cargo

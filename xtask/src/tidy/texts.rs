@@ -16,6 +16,7 @@ use crate::workspace::Workspace;
 /// Programs that the texts may use beside Cargo and our own.
 const PROGRAMS: &[&str] = &[
     "apt-get", "cat", "cd", "curl", "df", "echo", "git", "grep", "ls", "mount", "sudo", "sysctl",
+    "pip", "vllm", "python",
 ];
 
 /// The page on which every flag and setting of our programs stands: made from the programs themselves.

@@ -51,6 +51,7 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _open_scheduler(self) -> None:
         client = engine.scheduler_client(self._settings, self._config.kv_transfer_config.engine_id)
+        assert self._cache_config is not None
         block_tokens = self._cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self._scheduler = Scheduler(self._settings, client, block_tokens)
 
@@ -69,7 +70,7 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
             return client.rank(handle, rank_layout(group), self._settings.copy_threads)
 
         self._worker = Worker(open_rank)
-        logger.info("PegaFlow: %d layers as %s, %d bytes a block", len(group.layers), group.layout_id, group.block_bytes)
+        logger.info("PegaFlow: %d layers, %s, %d bytes a block", len(group.layers), group.layout_id, group.block_bytes)
 
     def get_handshake_metadata(self) -> Handshake | None:
         return self._handshake

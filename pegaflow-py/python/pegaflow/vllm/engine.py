@@ -39,9 +39,10 @@ def check(config: VllmConfig, cache: KVCacheConfig | None) -> None:
     if len(groups) != 1:
         seen = ", ".join(f"{type(g.kv_cache_spec).__name__} x {len(g.layer_names)} layers" for g in groups)
         raise layout.UnsupportedLayout(f"models with several KV cache groups are not served yet. Seen: {seen}")
+    served = "FullAttentionSpec and MLAAttentionSpec are"
     spec = type(groups[0].kv_cache_spec).__name__
     if spec not in ("FullAttentionSpec", "MLAAttentionSpec"):
-        raise layout.UnsupportedLayout(f"cache spec {spec} is not served yet; FullAttentionSpec and MLAAttentionSpec are")
+        raise layout.UnsupportedLayout(f"cache spec {spec} is not served yet; {served}")
     parallel = config.parallel_config
     if getattr(parallel, "decode_context_parallel_size", 1) > 1:
         raise layout.UnsupportedLayout("decode context parallelism is not served yet")
@@ -74,12 +75,12 @@ def group_layout(config: VllmConfig, cache: KVCacheConfig, kv_caches: dict[str, 
     )
 
 
-def group_shape(config: VllmConfig, group: layout.GroupLayout) -> dict[str, object]:
+def group_shape(config: VllmConfig, group: layout.GroupLayout) -> layout.GroupShape:
     """The whole block's shape, alike on every rank, and where pipeline stages end."""
-    return {
-        "shape": (group.layers_total, group.parts, group.heads_total, group.inner_bytes),
-        "stage_ends": _stage_ends(config, group.layers_total),
-    }
+    return layout.GroupShape(
+        shape=(group.layers_total, group.parts, group.heads_total, group.inner_bytes),
+        stage_ends=_stage_ends(config, group.layers_total),
+    )
 
 
 def namespace(config: VllmConfig, settings: Settings, group: layout.GroupLayout) -> bytes:
@@ -111,10 +112,10 @@ def namespace(config: VllmConfig, settings: Settings, group: layout.GroupLayout)
 
 
 def register(
-    client: _native.Client, settings: Settings, encoding: bytes, shape: dict[str, object]
+    client: _native.Client, settings: Settings, encoding: bytes, shape: layout.GroupShape
 ) -> _native.Namespace:
     """Makes the namespace known to the node."""
-    return client.namespace(encoding, settings.tenant, shape["shape"], shape["stage_ends"])
+    return client.namespace(encoding, settings.tenant, shape.shape, shape.stage_ends)
 
 
 def scheduler_client(settings: Settings, engine_id: str) -> _native.Client:

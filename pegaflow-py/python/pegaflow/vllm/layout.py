@@ -110,6 +110,7 @@ def detect(tensor: TensorFacts, spec: SpecFacts) -> LayerLayout:
 def _axes(tensor: TensorFacts, spec: SpecFacts) -> dict[str, int]:
     """Which dimension is which."""
     h, t, d, b = spec.kv_heads, spec.block_tokens, spec.head_dim, spec.blocks
+    patterns: list[tuple[tuple[str, ...], tuple[int, ...]]]
     if spec.mla:
         patterns = [(("block", "token", "dim"), (b, t, d))]
     else:
@@ -189,6 +190,14 @@ class GroupLayout:
         return self.layers_total * self.parts * self.heads_total * self.inner_bytes
 
 
+@dataclasses.dataclass(frozen=True)
+class GroupShape:
+    """Shape of a group's blocks: layers, parts, heads and bytes of a head; and where pipeline stages end."""
+
+    shape: tuple[int, int, int, int]
+    stage_ends: list[int]
+
+
 def group(
     layers: list[LayerLayout],
     *,
@@ -210,8 +219,8 @@ def group(
         same = (layer.name, layer.parts, layer.heads, layer.inner_bytes)
         if same != (first.name, first.parts, first.heads, first.inner_bytes):
             raise UnsupportedLayout(
-                f"layers of one cache group differ: {first.name} with {first.heads} heads of {first.inner_bytes} bytes, "
-                f"and {layer.name} with {layer.heads} of {layer.inner_bytes}"
+                f"layers of one cache group differ: {first.name} with {first.heads} heads of {first.inner_bytes} "
+                f"bytes, and {layer.name} with {layer.heads} of {layer.inner_bytes}"
             )
     layout_id = f"{first.name}-{element}"
     if spec.mla:

@@ -12,6 +12,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
+from pegaflow.vllm.layout import GroupShape
+
 
 @dataclasses.dataclass
 class Load:
@@ -70,6 +72,6 @@ class WorkerReport(KVConnectorWorkerMetadata):
 class Handshake(KVConnectorHandshakeMetadata):
     """A worker's view of the KV layout, which the scheduler side needs to name keys."""
 
-    groups: list[dict[str, object]]
+    groups: list[GroupShape]
     namespace: bytes
     """Canonical encoding."""

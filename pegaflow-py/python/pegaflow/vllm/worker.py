@@ -7,12 +7,13 @@ Never raises for the node: what cannot be loaded is reported by block, what cann
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pegaflow import _native
-from pegaflow.vllm.meta import StepMeta, WorkerReport
+from pegaflow.vllm.meta import Load, Save, StepMeta, WorkerReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pegaflow.vllm.layout import GroupLayout
 
 logger = logging.getLogger("pegaflow.vllm")
+T = TypeVar("T")
 
 
 class Worker:
@@ -43,7 +45,7 @@ class Worker:
             return
         started = time.perf_counter_ns()
         for load in meta.loads:
-            failed = self._attempt("load", lambda: self._load_one(load), list(range(len(load.blocks))))
+            failed = self._attempt("load", functools.partial(self._load_one, load), list(range(len(load.blocks))))
             self._failed.update(load.blocks[at] for at in failed)
             self._report.failed_blocks += len(failed)
             self._report.loaded_blocks += len(load.blocks) - len(failed)
@@ -53,7 +55,7 @@ class Worker:
         """Saves the blocks that the step completed, but for those the node has already."""
         started = time.perf_counter_ns()
         for save in meta.saves:
-            saved = self._attempt("save", lambda: self._save_one(save), 0)
+            saved = self._attempt("save", functools.partial(self._save_one, save), 0)
             self._report.saved_blocks += saved
         if meta.saves:
             self._report.save_us += (time.perf_counter_ns() - started) // 1000
@@ -75,17 +77,17 @@ class Worker:
         if rank is not None:
             rank.close()
 
-    def _load_one(self, load) -> list[int]:
+    def _load_one(self, load: Load) -> list[int]:
         self.start()
         assert self._rank is not None
         return self._rank.load(load.keys, load.places, load.generations, load.blocks)
 
-    def _save_one(self, save) -> int:
+    def _save_one(self, save: Save) -> int:
         self.start()
         assert self._rank is not None
         return self._rank.save(save.parent, save.keys, save.blocks)
 
-    def _attempt(self, what: str, act, otherwise):
+    def _attempt(self, what: str, act: Callable[[], T], otherwise: T) -> T:
         """Runs a copy; says once when the node stops answering and once when it is back."""
         try:
             result = act()
@@ -100,7 +102,7 @@ class Worker:
         return result
 
 
-def rank_layout(group: GroupLayout) -> dict[str, object]:
+def rank_layout(group: GroupLayout) -> _native.RankLayout:
     """Where a rank's blocks lie, as the native module wants it."""
     return {
         "layers": (group.first_layer, group.first_layer + len(group.layers)),
