@@ -5,6 +5,9 @@
 //!
 //! `cargo run --release --example chaos -- --rounds 200 [--path FILE] [--seed N]`. The child says on its standard output what it hands
 //! over (`p KEY VERSION`) and what was acknowledged (`a KEY VERSION BYTES_STORED_SO_FAR`); version 0 is a removal.
+//!
+//! `chaos --write PATH LEDGER` says the same to the end of a file, and counts on flushes; `chaos --verify PATH LEDGER` checks the store by it:
+//! for power cuts, which end the parent too.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -17,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use pegaflow_ssd::settings::Reclaim;
+use pegaflow_ssd::settings::{Durability, Reclaim};
 use pegaflow_ssd::{
     BlockStore, Buf, Device, Done, Fetched, Get, Key, Put, Settings, SsdStore, Stored, Ticket,
 };
@@ -56,17 +59,14 @@ fn body(key: u64, version: u64) -> Buf {
     buf
 }
 
-fn settings(round: u64) -> Settings {
-    let reclaim = [Reclaim::Fifo, Reclaim::Clock][round as usize % 2];
-    Settings {
+fn open(path: &Path, round: u64, durability: Durability) -> SsdStore {
+    let settings = Settings {
         segment_bytes: SEGMENT_BYTES,
-        reclaim,
+        reclaim: [Reclaim::Fifo, Reclaim::Clock][round as usize % 2],
+        durability,
         ..Settings::default()
-    }
-}
-
-fn open(path: &Path, round: u64) -> SsdStore {
-    SsdStore::open(settings(round), &[Device::file(path, FILE_BYTES)]).expect("the store opens")
+    };
+    SsdStore::open(settings, &[Device::file(path, FILE_BYTES)]).expect("the store opens")
 }
 
 enum Waiting {
@@ -74,11 +74,9 @@ enum Waiting {
     Remove(Ticket<bool>),
 }
 
-fn write_for_ever(path: &Path, round: u64, seed: u64, mut version: u64) -> ! {
-    let store = open(path, round);
+fn write_for_ever(store: &SsdStore, seed: u64, mut version: u64, mut out: impl Write) -> ! {
     let mut rng = Rng(seed | 1);
     let mut waiting: VecDeque<(u64, u64, u64, Waiting)> = VecDeque::new();
-    let mut out = std::io::stdout().lock();
     let mut stored = 0;
     loop {
         let key = rng.next() % KEYS;
@@ -128,6 +126,15 @@ struct Tally {
     newest: u64,
 }
 
+impl Tally {
+    fn tell(&self, when: &str) {
+        println!(
+            "{when}: {} blocks acknowledged, {} keys checked, {} of them gone as they may, none lost, no wrong byte",
+            self.acknowledged, self.checked, self.reclaimed
+        );
+    }
+}
+
 fn child(path: &Path, round: u64, seed: u64, version: u64) -> Child {
     let mut command = Command::new(std::env::current_exe().expect("our own path"));
     command.arg("--child").arg(path);
@@ -148,8 +155,15 @@ fn listen(
         child.kill().expect("it lives");
         child.wait().expect("it is ours");
     });
+    let stored = read(BufReader::new(out), keys, tally);
+    killer.join().expect("it killed");
+    stored
+}
+
+/// What a writer said; returns how many bytes it had stored in the end.
+fn read(said: impl BufRead, keys: &mut HashMap<u64, Expected>, tally: &mut Tally) -> u64 {
     let mut stored = 0;
-    for line in BufReader::new(out).lines() {
+    for line in said.lines() {
         let Ok(line) = line else { break };
         let words: Vec<&str> = line.split(' ').collect();
         let number = |i: usize| words.get(i).and_then(|w| w.parse::<u64>().ok());
@@ -166,11 +180,38 @@ fn listen(
                 expected.acknowledged = Some((version, now));
                 (stored, tally.acknowledged) = (now, tally.acknowledged + 1);
             }
+            ("life", ..) => {
+                stored = 0;
+                let old = keys.values_mut().filter_map(|e| e.acknowledged.as_mut());
+                old.for_each(|(_, at)| *at = BEFORE);
+            }
             _ => {}
         }
     }
-    killer.join().expect("it killed");
     stored
+}
+
+fn write_to_ledger(path: &Path, ledger: &Path) -> ! {
+    let said = std::fs::read_to_string(ledger).unwrap_or_default();
+    let mut tally = Tally::default();
+    read(said.as_bytes(), &mut HashMap::new(), &mut tally);
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.create(true).append(true).open(ledger);
+    let mut out = std::io::LineWriter::new(file.expect("the ledger can be written"));
+    // The newline ends a line that the last cut left unfinished.
+    writeln!(out, "\nlife").expect("the ledger can be written");
+    let store = open(path, 0, Durability::Flushed);
+    write_for_ever(&store, tally.newest + 1, tally.newest, out)
+}
+
+fn verify_by_ledger(path: &Path, ledger: &Path) {
+    let said = std::fs::read(ledger).expect("the ledger can be read");
+    let (mut keys, mut tally) = (HashMap::new(), Tally::default());
+    let stored = read(&said[..], &mut keys, &mut tally);
+    let store = open(path, 0, Durability::Flushed);
+    eprintln!("{:?}", store.recovery());
+    check(&store, stored, &mut keys, &mut tally);
+    tally.tell("after a power cut");
 }
 
 fn check(store: &SsdStore, stored: u64, keys: &mut HashMap<u64, Expected>, tally: &mut Tally) {
@@ -215,14 +256,20 @@ fn main() {
     let args: Vec<String> = std::env::args().collect();
     let number = |i: usize| args.get(i).and_then(|a| a.parse::<u64>().ok());
     if args.get(1).is_some_and(|a| a == "--child") {
-        let (round, seed, version) = (number(3), number(4), number(5));
-        let path = Path::new(&args[2]);
-        write_for_ever(
-            path,
-            round.unwrap_or(0),
-            seed.unwrap_or(1),
-            version.unwrap_or(0),
+        let (seed, version) = (number(4).unwrap_or(1), number(5).unwrap_or(0));
+        let store = open(
+            Path::new(&args[2]),
+            number(3).unwrap_or(0),
+            Durability::Written,
         );
+        write_for_ever(&store, seed, version, std::io::stdout().lock());
+    }
+    if let [_, what, path, ledger] = &args[..] {
+        match what.as_str() {
+            "--write" => write_to_ledger(Path::new(path), Path::new(ledger)),
+            "--verify" => return verify_by_ledger(Path::new(path), Path::new(ledger)),
+            _ => {}
+        }
     }
     let after = |name: &str| args.iter().position(|a| a == name).map(|i| i + 1);
     let rounds = after("--rounds").and_then(number).unwrap_or(20);
@@ -238,14 +285,11 @@ fn main() {
         let life = Duration::from_millis(30 + rng.next() % 400);
         let child = child(&path, round, rng.next(), tally.newest);
         let stored = listen(child, life, &mut keys, &mut tally);
-        let store = open(&path, round);
+        let store = open(&path, round, Durability::Written);
         check(&store, stored, &mut keys, &mut tally);
         drop(store);
     }
-    println!(
-        "{rounds} rounds: {} blocks acknowledged, {} keys checked, {} of them gone as they may, none lost, no wrong byte",
-        tally.acknowledged, tally.checked, tally.reclaimed
-    );
+    tally.tell(&format!("{rounds} rounds"));
     if named.is_none() {
         let _ = std::fs::remove_file(&path);
     }

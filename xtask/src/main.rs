@@ -30,6 +30,7 @@ mod python;
 mod run;
 mod test;
 mod tidy;
+mod vm;
 mod wheel;
 mod workspace;
 
@@ -54,6 +55,7 @@ enum Command {
     Kernels(kernels::Args),
     Test(test::Args),
     Tidy(tidy::Args),
+    Vm(vm::Args),
     Wheel(wheel::Args),
 }
 
@@ -79,6 +81,7 @@ fn dispatch(ws: &Workspace, command: &Command) -> anyhow::Result<()> {
         Command::Kernels(args) => kernels::run(ws, args),
         Command::Test(args) => test::run(ws, args),
         Command::Tidy(args) => tidy::run(ws, args),
+        Command::Vm(args) => vm::run(ws, args),
         Command::Wheel(args) => wheel::run(ws, args),
     }
 }

@@ -6,6 +6,8 @@
 mod gpu;
 mod vllm;
 
+pub(crate) use gpu::build;
+
 use std::process::Command;
 
 use anyhow::bail;
@@ -77,11 +79,11 @@ pub(crate) fn run(ws: &Workspace, args: &Args) -> anyhow::Result<()> {
 
 /// What the test programs said so far.
 #[derive(Debug, Default)]
-struct Tally {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Tally {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
     /// `test: reason` of each test that did not run.
-    skipped: Vec<String>,
+    pub(crate) skipped: Vec<String>,
     /// The test program that runs now; it has not reported its result yet.
     running: Option<String>,
     /// While the output of passed tests is listed: the test whose output it is.
@@ -90,7 +92,7 @@ struct Tally {
 
 impl Tally {
     /// Reads one line; true if it only says that something went well.
-    fn take(&mut self, line: &str) -> bool {
+    pub(crate) fn take(&mut self, line: &str) -> bool {
         if let Some(result) = line.strip_prefix("test result: ") {
             self.passed += count(result, "passed");
             self.failed += count(result, "failed");
@@ -130,7 +132,7 @@ impl Tally {
     }
 
     /// A test program that ended without a result line was killed or aborted: that is a failure.
-    fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         if let Some(program) = self.running.take() {
             println!("FAILED: {program} ended without a result");
             self.failed += 1;

@@ -121,15 +121,16 @@ impl SystemFile {
                 _ => bad(e.to_string()),
             })?;
         }
-        if direct && on_tmpfs(&file) {
+        let meta = file.metadata().map_err(|e| bad(e.to_string()))?;
+        let kind = meta.file_type();
+        // A device's name lies on a tmpfs, too.
+        if direct && kind.is_file() && on_tmpfs(&file) {
             direct = false;
             notes.push(format!(
                 "{}: tmpfs has no O_DIRECT, every transfer is a copy",
                 path.display()
             ));
         }
-        let meta = file.metadata().map_err(|e| bad(e.to_string()))?;
-        let kind = meta.file_type();
         let (bytes, sector_bytes) = if kind.is_block_device() {
             device_size(&file).map_err(|e| bad(e.to_string()))?
         } else if kind.is_file() {

@@ -37,10 +37,15 @@ pub(crate) fn bundle(ws: &Workspace) -> anyhow::Result<()> {
     }
     std::fs::create_dir_all(&folder)?;
     let package = ["--package", "pegaflow-mem"];
-    let tests = build(ws, &[&["test", "--no-run", "--lib"], &package[..]].concat())?;
+    let tests = build(
+        ws,
+        &[&["test", "--no-run", "--lib"], &package[..]].concat(),
+        &["pegaflow_mem"],
+    )?;
     let library = build(
         ws,
         &[&["build", "--example", "beside_engine"], &package[..]].concat(),
+        &["beside_engine"],
     )?;
     let benches = build(
         ws,
@@ -49,6 +54,7 @@ pub(crate) fn bundle(ws: &Workspace) -> anyhow::Result<()> {
             &package[..],
         ]
         .concat(),
+        &["d2h", "h2d"],
     )?;
     for (name, path) in tests.into_iter().chain(library).chain(benches) {
         let name = match name.as_str() {
@@ -68,8 +74,12 @@ pub(crate) fn bundle(ws: &Workspace) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds, and returns `(target, file)` of each program or library that came out for a target of the crate.
-fn build(ws: &Workspace, args: &[&str]) -> anyhow::Result<Vec<(String, PathBuf)>> {
+/// Builds, and returns `(target, file)` of each program or library that came out for one of `targets`.
+pub(crate) fn build(
+    ws: &Workspace,
+    args: &[&str],
+    targets: &[&str],
+) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let output = Command::new("cargo")
         .current_dir(ws.root())
         .args(args)
@@ -85,7 +95,7 @@ fn build(ws: &Workspace, args: &[&str]) -> anyhow::Result<Vec<(String, PathBuf)>
             .as_str()
             .unwrap_or_default()
             .to_owned();
-        let ours = ["pegaflow_mem", "beside_engine", "d2h", "h2d"].contains(&target.as_str());
+        let ours = targets.contains(&target.as_str());
         let file = message["executable"].as_str().or_else(|| {
             let files = message["filenames"].as_array()?.iter();
             files

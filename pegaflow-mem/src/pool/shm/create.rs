@@ -262,8 +262,23 @@ fn finish(memory: &mut SharedMemory, spec: &PoolSpec) -> Result<()> {
     }
     if spec.touch_threads > 0 {
         touch(&memory.map, spec.touch_threads, memory.pages)?;
+        if let Some(node) = spec.node.filter(|_| memory.notes.is_empty())
+            && let Some(other) = elsewhere(&memory.map, node)
+        {
+            memory.notes.push(format!(
+                "NUMA node {node} had too little memory: a part is on node {other}"
+            ));
+        }
     }
     Ok(())
+}
+
+/// Another node on which a part of the touched mapping lies. The wanted node runs out at some point, so a few looks find it.
+fn elsewhere(map: &Mapping, node: u32) -> Option<u32> {
+    const LOOKS: usize = 64;
+    let at = |look: usize| (map.len() / LOOKS * look).min(map.len() - 1);
+    let mut nodes = (0..LOOKS).filter_map(|look| map.node_at(at(look)).ok());
+    nodes.find(|found| *found != node)
 }
 
 /// Faults all pages in, by several threads. A full file system or missing memory is an error here, not a signal.
