@@ -22,6 +22,9 @@ pub enum Error {
     /// A pool or device failed or refused.
     #[error(transparent)]
     Memory(#[from] pegaflow_mem::Error),
+    /// A drive of the SSD tier failed or refused.
+    #[error("SSD tier: {0}")]
+    Ssd(#[from] pegaflow_ssd::Error),
     /// A name is not one.
     #[error(transparent)]
     Name(#[from] pegaflow_meta::Error),
@@ -123,6 +126,7 @@ impl Error {
         match self {
             Error::Core(error) => error.kind(),
             Error::Memory(error) => error.kind(),
+            Error::Ssd(error) => error.kind(),
             Error::Unavailable { .. } | Error::Stale { .. } | Error::Timeout { .. } => {
                 ErrorKind::Retry
             }

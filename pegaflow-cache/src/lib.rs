@@ -16,6 +16,7 @@ pub mod replay;
 pub mod rpc;
 #[cfg(feature = "server")]
 pub mod server;
+pub mod tier;
 pub mod worker;
 
 /// The vocabulary of keys and namespaces, for users of this crate alone.

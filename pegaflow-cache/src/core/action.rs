@@ -99,6 +99,11 @@ pub enum Action {
         /// Whether this is the last word on the ticket.
         done: bool,
     },
+    /// The lease of a waiting lookup has ended before its wait: nobody looks at the ticket any more.
+    WaitOver {
+        /// The ticket.
+        ticket: TicketId,
+    },
     /// A write lease is over its time. Its blocks are dropped, its places stay out of use until the
     /// session says that it is quiet, or is gone: tell it.
     WriteExpired {

@@ -66,7 +66,8 @@ impl Core {
         let mut pins: HashMap<BlockIdx, u32> = HashMap::new();
         let readers = self.leases.iter().filter(|lease| lease.kind == Kind::Read);
         let read = readers.flat_map(|lease| lease.blocks.iter().copied());
-        for idx in read.chain(self.moves.values().map(|moving| moving.idx)) {
+        let moving = self.moves.values().map(|moving| moving.idx);
+        for idx in read.chain(moving).chain(self.spills.values().copied()) {
             *pins.entry(idx).or_default() += 1;
         }
         for (idx, block) in self.blocks.iter() {

@@ -197,7 +197,7 @@ impl Core {
     }
 
     pub(super) fn end_read(&mut self, lease: LeaseId, actions: &mut Vec<Action>) {
-        self.unfollow(lease);
+        self.unfollow(lease, actions);
         let blocks = self.leases.take_blocks(lease);
         for idx in &blocks {
             self.unpin(*idx, actions);

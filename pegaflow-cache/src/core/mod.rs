@@ -21,6 +21,7 @@ mod claim;
 mod counters;
 mod error;
 mod evict;
+mod fetch;
 mod hybrid;
 mod index;
 mod lease;
@@ -36,6 +37,7 @@ mod restore;
 mod seal;
 mod session;
 mod settings;
+mod spill;
 mod tenant;
 mod tick;
 mod types;
@@ -48,6 +50,7 @@ mod tests;
 pub use action::Action;
 pub use counters::{Counters, Stats};
 pub use error::Error;
+pub use fetch::{FetchRequest, Presence};
 pub use hybrid::{GroupKeys, HybridReply, HybridRequest};
 pub use lookup::{BlockRef, LookupMode, LookupReply, LookupRequest};
 pub use namespace::{GroupShape, NamespaceSpec};
@@ -85,6 +88,8 @@ pub struct Core {
     partials: VecDeque<(Now, BlockIdx, u32)>,
     /// Compaction in flight, by source.
     moves: HashMap<Place, moves::Moving>,
+    /// Blocks held while they are written to another tier, by place.
+    spills: HashMap<Place, BlockIdx>,
     /// Blocks by state, for gauges.
     sealed: u64,
     detached: u64,
@@ -123,6 +128,7 @@ impl Core {
             leases: Leases::default(),
             partials: VecDeque::new(),
             moves: HashMap::new(),
+            spills: HashMap::new(),
             sealed: 0,
             detached: 0,
             restoring: restore::Restoring::default(),

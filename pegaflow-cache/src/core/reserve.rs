@@ -89,6 +89,20 @@ impl Core {
         reply: &mut ReserveReply,
         actions: &mut Vec<Action>,
     ) -> Result<(), Error> {
+        let class = self.reserve_places(now, session, request, reply, actions)?;
+        self.count_reserve(class, reply);
+        Ok(())
+    }
+
+    /// As [`reserve`](Self::reserve), without counting: also for blocks that come from another tier.
+    pub(super) fn reserve_places(
+        &mut self,
+        now: Now,
+        session: SessionId,
+        request: &ReserveRequest<'_>,
+        reply: &mut ReserveReply,
+        actions: &mut Vec<Action>,
+    ) -> Result<ClassIdx, Error> {
         let class = self.namespaces.class_of(request.namespace, request.group)?;
         within(
             "request_keys_max",
@@ -123,8 +137,8 @@ impl Core {
         let items = self.reserve_all(&fixed, request, &known, reply, actions);
         known.clear();
         self.scratch.found = known;
-        self.book(&fixed, items, reply);
-        Ok(())
+        self.keep_lease(&fixed, items, reply);
+        Ok(class)
     }
 
     /// The blocks of all keys that are in the index. Refuses what can never be reserved.
@@ -337,8 +351,8 @@ impl Core {
         }
     }
 
-    /// Keeps the lease if it holds anything, and counts.
-    fn book(&mut self, fixed: &Request, items: Vec<BlockIdx>, reply: &mut ReserveReply) {
+    /// Keeps the lease if it holds anything.
+    fn keep_lease(&mut self, fixed: &Request, items: Vec<BlockIdx>, reply: &mut ReserveReply) {
         if let Some(session) = self.sessions.get_mut(&fixed.session) {
             session.leases += 1;
         }
@@ -351,13 +365,16 @@ impl Core {
                 lease.item_bytes = fixed.slot_bytes;
             }
         }
+    }
+
+    fn count_reserve(&mut self, class: ClassIdx, reply: &ReserveReply) {
         let refused = reply
             .answers
             .iter()
             .filter(|a| **a == Answer::OutOfBudget)
             .count() as u64;
         let all = reply.answers.len() as u64;
-        let counters = &mut self.tenant_of(fixed.class).counters;
+        let counters = &mut self.tenant_of(class).counters;
         counters.reserves += 1;
         counters.reserved_blocks += u64::from(reply.places);
         counters.refused_blocks += refused;

@@ -140,7 +140,12 @@ impl Core {
         Ok(())
     }
 
-    fn check_items(&self, session: SessionId, lease: LeaseId, items: &[u32]) -> Result<(), Error> {
+    pub(super) fn check_items(
+        &self,
+        session: SessionId,
+        lease: LeaseId,
+        items: &[u32],
+    ) -> Result<(), Error> {
         self.open(session)?;
         let held = self.leases.get(lease);
         let held = held.filter(|held| held.session == session && held.kind != Kind::Read);
@@ -219,7 +224,13 @@ impl Core {
     }
 
     /// Books finished items; the lease ends with the last, and lives anew otherwise.
-    fn finish_items(&mut self, now: Now, lease: LeaseId, blocks: Vec<BlockIdx>, finished: u32) {
+    pub(super) fn finish_items(
+        &mut self,
+        now: Now,
+        lease: LeaseId,
+        blocks: Vec<BlockIdx>,
+        finished: u32,
+    ) {
         let Some(held) = self.leases.get_mut(lease) else {
             return;
         };
@@ -254,7 +265,13 @@ impl Core {
         self.finish_items(now, lease, blocks, open);
     }
 
-    fn quiet_slot(&mut self, now: Now, lease: LeaseId, idx: BlockIdx, actions: &mut Vec<Action>) {
+    pub(super) fn quiet_slot(
+        &mut self,
+        now: Now,
+        lease: LeaseId,
+        idx: BlockIdx,
+        actions: &mut Vec<Action>,
+    ) {
         let block = *self.blocks.get(idx);
         let write = self.writes.get_mut(WriteIdx(block.policy[0]));
         write
@@ -278,17 +295,7 @@ impl Core {
         self.leases.stop_clock(lease);
         let blocks = self.leases.take_blocks(lease);
         for idx in blocks.iter().rev().filter(|idx| !idx.is_none()) {
-            let block = *self.blocks.get(*idx);
-            if let Some(slot) = self
-                .writes
-                .get_mut(WriteIdx(block.policy[0]))
-                .slot_of(lease)
-            {
-                slot.progress = Progress::Quarantined;
-            }
-            if block.state == State::Writing {
-                self.abandon(*idx, actions);
-            }
+            self.quarantine_slot(lease, *idx, actions);
         }
         self.leases.put_blocks(lease, blocks);
         if let Some(lease) = self.leases.get_mut(lease) {

@@ -103,8 +103,23 @@ impl Core {
         }
     }
 
+    /// Follows further keys after those that a lease follows already, if it follows any.
+    pub(super) fn follow_more(
+        &mut self,
+        class: ClassIdx,
+        lease: LeaseId,
+        ticket: TicketId,
+        keys: &[BlockKey],
+    ) {
+        let known = self.leases.get(lease).and_then(|lease| lease.wait);
+        match known.and_then(|id| self.waits.table.get_mut(id as usize)?.as_mut()) {
+            Some(wait) => wait.keys.extend_from_slice(keys),
+            None => self.follow(class, lease, ticket, keys),
+        }
+    }
+
     /// Ends the wait of a lease that ends.
-    pub(super) fn unfollow(&mut self, lease: LeaseId) {
+    pub(super) fn unfollow(&mut self, lease: LeaseId, actions: &mut Vec<Action>) {
         let Some(id) = self
             .leases
             .get_mut(lease)
@@ -115,6 +130,8 @@ impl Core {
         if let Some(wait) = self.waits.take(id) {
             self.waits.free.push(id);
             self.write_of(wait.on).waiters.retain(|other| *other != id);
+            let ticket = wait.ticket;
+            actions.push(Action::WaitOver { ticket });
         }
     }
 

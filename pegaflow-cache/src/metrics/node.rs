@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Metric;
 use super::table;
 use crate::core::{Counters, Stats};
+use crate::node::SsdStats;
 
 /// How things stand.
 pub fn publish_stats(stats: &Stats) {
@@ -57,6 +58,53 @@ pub fn publish_counters(all: &Counters) {
     set(table::RESERVE_BLOCKS, "refused", all.refused_blocks);
     set(table::EXPIRED_LEASES, "read", all.expired_read_leases);
     set(table::EXPIRED_LEASES, "write", all.expired_write_leases);
+}
+
+/// What the SSD tier did, and how it stands.
+pub fn publish_ssd(stats: &SsdStats) {
+    let count = |metric: Metric, labels: &[&str], value| metric.counter(labels).absolute(value);
+    for (outcome, value) in [
+        ("fetched", stats.fetched_blocks),
+        ("missing", stats.fetch_missing),
+        ("corrupt", stats.fetch_corrupt),
+        ("failed", stats.fetch_failed),
+        ("cancelled", stats.fetch_cancelled),
+    ] {
+        count(table::SSD_FETCH_BLOCKS, &[outcome], value);
+    }
+    for (reason, value) in [
+        ("budget", stats.plan_over_budget),
+        ("slow", stats.plan_too_slow),
+        ("room", stats.plan_no_room),
+    ] {
+        count(table::SSD_SKIPPED_BLOCKS, &[reason], value);
+    }
+    for (outcome, value) in [
+        ("written", stats.spilled_blocks),
+        ("known", stats.spill_known),
+        ("declined", stats.spill_declined),
+        ("gone", stats.spill_gone),
+        ("queue_full", stats.spill_queue_full),
+        ("unfit", stats.spill_unfit),
+        ("failed", stats.spill_failed),
+    ] {
+        count(table::SSD_SPILL_BLOCKS, &[outcome], value);
+    }
+    count(table::SSD_FETCH_BYTES, &[], stats.fetched_bytes);
+    count(table::SSD_SPILL_BYTES, &[], stats.spilled_bytes);
+    count(table::SSD_DEVICE_BYTES, &[], stats.store.device_bytes);
+    count(
+        table::SSD_RECLAIMED_BLOCKS,
+        &[],
+        stats.store.dropped.reclaimed,
+    );
+    let set = |metric: Metric, labels: &[&str], value: u64| metric.gauge(labels).set(value as f64);
+    set(table::SSD_MOVING_BYTES, &["fetch"], stats.fetching_bytes);
+    set(table::SSD_MOVING_BYTES, &["spill"], stats.spilling_bytes);
+    set(table::SSD_WAITING_BLOCKS, &[], stats.spill_waiting_blocks);
+    set(table::SSD_BLOCKS, &[], stats.store.blocks);
+    set(table::SSD_USED_BYTES, &[], stats.store.live_bytes);
+    set(table::SSD_CAPACITY_BYTES, &[], stats.store.capacity_bytes);
 }
 
 /// Room of tenants: name, bytes in use, limit. Tenants not `named` in the configuration are counted

@@ -142,6 +142,44 @@ table! {
     ];
     /// How long the start took to find the blocks of an earlier run.
     Gauge RECOVERY_SECONDS = "pegaflow_recovery_seconds";
+    /// Blocks that lookups got from SSD, or did without: read, gone from the drive, wrong on it, not
+    /// read in time or at all, or not waited for.
+    Counter SSD_FETCH_BLOCKS = "pegaflow_ssd_fetch_blocks_total" [
+        outcome: Values::Of(&["fetched", "missing", "corrupt", "failed", "cancelled"])
+    ];
+    /// Bytes of the blocks read from SSD into the pool.
+    Counter SSD_FETCH_BYTES = "pegaflow_ssd_fetch_bytes_total";
+    /// Time from the start of a block's fetch from SSD until it is in the pool.
+    Histogram SSD_FETCH_SECONDS = "pegaflow_ssd_fetch_seconds";
+    /// Blocks on SSD that lookups were not given: the budget was used up, computing them is faster,
+    /// or the pool had no room.
+    Counter SSD_SKIPPED_BLOCKS = "pegaflow_ssd_skipped_blocks_total" [
+        reason: Values::Of(&["budget", "slow", "room"])
+    ];
+    /// Saved blocks and what became of them on SSD: written, there already, or not written because the
+    /// admission policy declined them, the pool had them no more, too many waited, their size does not
+    /// suit, or the drive failed.
+    Counter SSD_SPILL_BLOCKS = "pegaflow_ssd_spill_blocks_total" [
+        outcome: Values::Of(&["written", "known", "declined", "gone", "queue_full", "unfit", "failed"])
+    ];
+    /// Bytes of the blocks written to SSD.
+    Counter SSD_SPILL_BYTES = "pegaflow_ssd_spill_bytes_total";
+    /// Bytes of blocks on their way between SSD and pool.
+    Gauge SSD_MOVING_BYTES = "pegaflow_ssd_moving_bytes" [
+        direction: Values::Of(&["fetch", "spill"])
+    ];
+    /// Blocks that wait to be written to SSD.
+    Gauge SSD_WAITING_BLOCKS = "pegaflow_ssd_waiting_blocks";
+    /// Blocks on SSD.
+    Gauge SSD_BLOCKS = "pegaflow_ssd_blocks";
+    /// Bytes of the blocks on SSD.
+    Gauge SSD_USED_BYTES = "pegaflow_ssd_used_bytes";
+    /// Room for blocks on SSD.
+    Gauge SSD_CAPACITY_BYTES = "pegaflow_ssd_capacity_bytes";
+    /// Bytes written to the drives, headers and moved blocks included.
+    Counter SSD_DEVICE_BYTES = "pegaflow_ssd_device_written_bytes_total";
+    /// Blocks that left the drives for newer ones.
+    Counter SSD_RECLAIMED_BLOCKS = "pegaflow_ssd_reclaimed_blocks_total";
     /// Processor time the process has used, in user and system mode.
     Counter PROCESS_CPU_SECONDS = "process_cpu_seconds_total";
     /// Memory of the process that is in RAM, with the parts of the pool that it has touched.

@@ -9,6 +9,7 @@ use pegaflow_meta::{BlockKey, GroupId};
 
 use super::Node;
 use super::layout::NamespaceLayout;
+use super::ssd::SsdStats;
 use super::state::{State, Sums, WriteLease};
 use crate::control::tables;
 use crate::core::{
@@ -132,6 +133,12 @@ impl Node {
             if let Err(error) = core.lookup(now, session, &request, lookup) {
                 state.drop_ticket(ticket);
                 return Err(error.into());
+            }
+            if let Some(tier) = state.tier.clone().filter(|_| ticket.is_some())
+                && let Err(error) = tier.extend(state, now, session, &request)
+            {
+                // The lookup stands without what is on SSD.
+                tracing::debug!(%error, session = session.0, "a lookup goes without SSD");
             }
             let ticket = state.keep_ticket(ticket);
             let reply = &state.lookup;
@@ -313,6 +320,9 @@ impl Node {
             let dropped = core.report_corrupt(session, key, place, generation, actions)?;
             state.apply(None);
             if dropped {
+                if let Some(tier) = &state.tier {
+                    tier.suspect(*key);
+                }
                 tracing::error!(
                     %key,
                     ?place,
@@ -380,6 +390,13 @@ impl Node {
                 metadata_bytes: stats.metadata_bytes,
             }
         })
+    }
+
+    /// Figures of the SSD tier, if there is one.
+    #[must_use]
+    pub fn ssd_stats(&self) -> Option<SsdStats> {
+        let tier = self.shared.with(|state, _| state.tier.clone());
+        tier.map(|tier| tier.stats())
     }
 
     /// Shows the core to `f`, for gauges and counters.

@@ -15,6 +15,7 @@ pub mod process;
 mod recover;
 mod sessions;
 mod settings;
+mod ssd;
 mod state;
 mod tickets;
 
@@ -25,11 +26,13 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use pegaflow_mem::SharedMemory;
+use pegaflow_ssd::SsdStore;
 use tokio::sync::mpsc;
 
 pub use calls::{HybridCall, LookupCall, Refs, ReserveCall};
 pub use layout::{GroupLayout, NamespaceLayout};
 pub use settings::{NodeSettings, POOL_BYTES_MIN, POOLS_MAX, PoolFiles};
+pub use ssd::SsdStats;
 
 use crate::client::pools::{PoolView, Pools};
 use crate::control::superblock::set_incarnation;
@@ -37,6 +40,7 @@ use crate::core::{Core, Now, SessionId};
 use crate::error::{Error, Result};
 use crate::rpc::observe::Calls;
 use crate::rpc::proto as pb;
+use crate::tier::SsdSettings;
 use janitor::Janitor;
 use pool::Pool;
 use process::{Process, Watch};
@@ -54,6 +58,8 @@ pub struct Node {
     name: String,
     started: Started,
     calls: Calls,
+    /// Ends before the store is closed, and that before the lock is given back.
+    _tier: Option<ssd::Threads>,
     // Last, so that nothing of this node runs any more when another may begin.
     _lock: files::Lock,
 }
@@ -111,16 +117,35 @@ impl Node {
     /// [`Error::Setting`] for settings that cannot be; [`Error::PoolInUse`] if another server has the
     /// pool; [`Error::Memory`] and [`Error::Os`] if memory or files cannot be had.
     pub fn start(settings: &NodeSettings) -> Result<Arc<Self>> {
+        Self::start_with(settings, None)
+    }
+
+    /// As [`start`](Self::start), with this store for the SSD tier instead of that of the settings:
+    /// on anything that has bytes at offsets.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_on(settings: &NodeSettings, store: SsdStore) -> Result<Arc<Self>> {
+        Self::start_with(settings, Some(store))
+    }
+
+    fn start_with(settings: &NodeSettings, store: Option<SsdStore>) -> Result<Arc<Self>> {
         settings.validate()?;
         #[expect(clippy::disallowed_methods, reason = "the shell's clock starts here")]
         let epoch = Instant::now();
         let lock = files::lock(&settings.files)?;
+        // Before any place is handed out: the store's lock ends with the last transfer of a killed
+        // process, which may still write to the pools.
+        let store = match store {
+            None if settings.ssd.is_on() => Some(ssd::open(&settings.ssd)?),
+            other => other,
+        };
         let files = (0..settings.numa_nodes.len().max(1)).map(|pool| files::open(settings, pool));
         let files = files.collect::<Result<Vec<_>>>()?;
         let mut state = new_state(settings, &files)?;
         let found: Vec<_> = files.iter().map(|files| files.found.is_ok()).collect();
         let threads = settings.recover_threads as usize;
-        let recovery = recover::recover(&mut state, &found, threads, Now(0))?;
+        let mut recovery = recover::recover(&mut state, &found, threads, Now(0), store.is_some())?;
         let incarnation = u64::from_le_bytes(files::random());
         for pool in &state.pools {
             set_incarnation(&*pool.control, incarnation);
@@ -133,6 +158,10 @@ impl Node {
             micros: u64::try_from(epoch.elapsed().as_micros()).unwrap_or(u64::MAX),
         };
         log_start(settings, &files, &started);
+        state.tier = store
+            .map(|store| new_tier(&mut state, store, &settings.ssd, &mut recovery))
+            .transpose()?;
+        let tier = state.tier.clone();
         let views = state.pools.iter();
         let views = views.map(|pool| PoolView::new(pool.data.clone(), pool.control.clone()));
         let views = Pools::new(views.collect::<Result<_>>()?);
@@ -143,6 +172,7 @@ impl Node {
             incarnation,
         });
         let janitor = Janitor::start(shared.clone(), settings.tick_ms, recovery.watches)?;
+        let tier = tier.map(|tier| ssd::Threads::start(&shared, &tier));
         Ok(Arc::new(Self {
             shared,
             janitor,
@@ -151,6 +181,7 @@ impl Node {
             name: settings.name.clone(),
             started,
             calls: Calls::new(),
+            _tier: tier.transpose()?,
             _lock: lock,
         }))
     }
@@ -204,22 +235,9 @@ impl Node {
             Client::Embedded | Client::Remote => (own_process()?, None),
         };
         let has_memory = !matches!(client, Client::Remote);
-        let session = SessionId(u64::from_le_bytes(files::random()));
-        self.shared.with(|state, _| {
-            state.core.open_session(session, 0)?;
-            let Some(entry) = state.sessions.insert(session, process, has_memory, events) else {
-                let limit = crate::control::geometry::SESSIONS;
-                let (what, setting) = ("sessions, with those of earlier runs", "sessions_max");
-                return Err(Error::Limit {
-                    what,
-                    limit,
-                    setting,
-                });
-            };
-            let pool = &state.pools[0];
-            entry.write(&*pool.control, &pool.geometry);
-            Ok(())
-        })?;
+        let session = self
+            .shared
+            .with(|state, _| add_session(state, process, has_memory, events))?;
         if let Some(pidfd) = watch {
             self.janitor.watch(session, pidfd);
         }
@@ -341,6 +359,42 @@ fn end_left_over(state: &mut State, now: Now, session: SessionId) {
     }
 }
 
+/// Opens a session of `process`, and writes it down.
+fn add_session(
+    state: &mut State,
+    process: Process,
+    has_memory: bool,
+    events: Option<mpsc::Sender<pb::SessionEvent>>,
+) -> Result<SessionId> {
+    let session = SessionId(u64::from_le_bytes(files::random()));
+    state.core.open_session(session, 0)?;
+    let Some(entry) = state.sessions.insert(session, process, has_memory, events) else {
+        let limit = crate::control::geometry::SESSIONS;
+        let (what, setting) = ("sessions, with those of earlier runs", "sessions_max");
+        return Err(Error::Limit {
+            what,
+            limit,
+            setting,
+        });
+    };
+    let pool = &state.pools[0];
+    entry.write(&*pool.control, &pool.geometry);
+    Ok(session)
+}
+
+/// The SSD tier of a node that is about to start.
+fn new_tier(
+    state: &mut State,
+    store: SsdStore,
+    settings: &SsdSettings,
+    recovery: &mut recover::Recovery,
+) -> Result<Arc<ssd::Tier>> {
+    let session = add_session(state, own_process()?, true, None)?;
+    let sealed = std::mem::take(&mut recovery.sealed);
+    let tier = ssd::Tier::new(store, settings, session, state, sealed);
+    Ok(Arc::new(tier))
+}
+
 fn own_process() -> Result<Process> {
     Process::current().map_err(Error::os("read", "/proc/self/stat".as_ref()))
 }
@@ -376,6 +430,7 @@ fn new_state(settings: &NodeSettings, files: &[files::Files]) -> Result<State> {
         lookup: Default::default(),
         hybrid: Default::default(),
         reserve: Default::default(),
+        tier: None,
         recovered: 0,
         dropped_unsealed: 0,
     })

@@ -16,6 +16,7 @@ use crate::control::tables;
 use crate::control::words::Words;
 use crate::core::{NamespaceIndex, Now, Place, RestoredBlock, RestoredWrite, SessionId};
 use crate::error::Result;
+use crate::tier::spill::Candidate;
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -24,6 +25,9 @@ pub(super) struct Recovery {
     pub(super) unsealed: u64,
     pub(super) quarantined: u64,
     pub(super) damaged: u64,
+    /// The blocks, for the tier below; only kept if there is one.
+    pub(super) sealed: Vec<Candidate>,
+    keeps_sealed: bool,
     /// Living processes of earlier runs, to be watched.
     pub(super) watches: Vec<(SessionId, std::os::fd::OwnedFd)>,
 }
@@ -34,8 +38,12 @@ pub(super) fn recover(
     found: &[bool],
     threads: usize,
     now: Now,
+    keeps_sealed: bool,
 ) -> Result<Recovery> {
-    let mut recovery = Recovery::default();
+    let mut recovery = Recovery {
+        keeps_sealed,
+        ..Recovery::default()
+    };
     if found.first() != Some(&true) {
         // Namespaces and sessions stand in the first pool: without it the others mean nothing.
         for pool in found.iter().enumerate().filter(|(_, found)| **found) {
@@ -168,6 +176,11 @@ fn restore_block(
         .is_some_and(|group| group.checksums() == u32::from(record.checksums));
     let restored = fits && matches!(state.core.restore_block(now, &block), Ok(true));
     recovery.blocks += u64::from(restored);
+    if restored && recovery.keeps_sealed {
+        recovery
+            .sealed
+            .extend(state.candidate(place, record.generation, record));
+    }
     recovery.damaged += u64::from(!restored);
     restored
 }

@@ -8,6 +8,7 @@ use pegaflow_mem::HugePages;
 
 use crate::core::CoreSettings;
 use crate::error::{Error, Result};
+use crate::tier::SsdSettings;
 
 /// Where a node keeps its pools.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub struct NodeSettings {
     pub tickets_max: u32,
     /// How often leases are looked through for expired ones, in milliseconds.
     pub tick_ms: u32,
+    /// The SSD tier.
+    pub ssd: SsdSettings,
     /// Limits of the core.
     pub core: CoreSettings,
 }
@@ -55,6 +58,7 @@ impl Default for NodeSettings {
             recover_threads: 4,
             tickets_max: 4096,
             tick_ms: 100,
+            ssd: SsdSettings::default(),
             core: CoreSettings::default(),
         }
     }
@@ -93,6 +97,7 @@ impl NodeSettings {
                 why: "must be at least 1".to_owned(),
             });
         }
+        self.ssd.validate()?;
         Ok(self.core.validate()?)
     }
 }

@@ -7,12 +7,14 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use pegaflow_mem::SlabAllocator;
 
 use super::layout::{GroupLayout, NamespaceLayout};
 use super::pool::Pool;
 use super::sessions::Sessions;
+use super::ssd::Tier;
 use super::tickets::Tickets;
 use crate::control::record::{self, Record};
 use crate::control::tables;
@@ -21,6 +23,7 @@ use crate::core::{
     SessionId, TicketId,
 };
 use crate::rpc::proto::{SessionEvent, session_event::Kind};
+use crate::tier::spill::Candidate;
 
 /// What the holder of a write lease will bring checksums of.
 #[derive(Debug, Clone)]
@@ -74,6 +77,8 @@ pub(super) struct State {
     pub(super) lookup: LookupReply,
     pub(super) hybrid: HybridReply,
     pub(super) reserve: ReserveReply,
+    /// The SSD tier, if there is one.
+    pub(super) tier: Option<Arc<Tier>>,
     pub(super) recovered: u64,
     pub(super) dropped_unsealed: u64,
 }
@@ -128,10 +133,15 @@ impl State {
             }
             Action::SealRecord {
                 place,
+                generation,
                 item,
                 complete,
-                ..
-            } => self.seal_record(place, item, complete, sums),
+            } => {
+                self.seal_record(place, item, complete, sums);
+                if complete {
+                    self.offer(place, generation, sums);
+                }
+            }
             Action::EraseRecord { place, .. } => {
                 self.on_record(place, |pool, at| record::erase(&*pool.control, at));
             }
@@ -151,7 +161,13 @@ impl State {
                 ticket,
                 ready,
                 done,
-            } => self.tickets.put(ticket, ready, done),
+            } => {
+                self.tickets.put(ticket, ready, done);
+                if done {
+                    self.wait_over(ticket);
+                }
+            }
+            Action::WaitOver { ticket } => self.wait_over(ticket),
             Action::WriteExpired { session, lease } => self.write_expired(session, lease),
         }
     }
@@ -174,6 +190,47 @@ impl State {
                 record::seal(file, at);
             }
         });
+    }
+
+    /// Offers a block that was just sealed to the tier below, unless it comes from there.
+    fn offer(&self, place: Place, generation: u32, sums: Option<Sums<'_>>) {
+        let (Some(tier), Some(sums)) = (&self.tier, sums) else {
+            return;
+        };
+        if tier.is_own(sums.lease.session) {
+            return;
+        }
+        self.on_record(place, |pool, at| {
+            let (_, record) = Record::read(&*pool.control, at);
+            if let Some(block) = self.candidate(place, generation, &record) {
+                tier.sealed(block);
+            }
+        });
+    }
+
+    /// What the tier below must know of a block.
+    pub(super) fn candidate(
+        &self,
+        place: Place,
+        generation: u32,
+        record: &Record,
+    ) -> Option<Candidate> {
+        let layout = self.namespaces.get(record.namespace as usize)?;
+        let group = layout.groups.get(usize::from(record.group.0))?;
+        Some(Candidate {
+            key: record.key,
+            place,
+            generation,
+            namespace: NamespaceIndex(record.namespace),
+            group: record.group,
+            bytes: group.shape.bytes(),
+        })
+    }
+
+    fn wait_over(&self, ticket: TicketId) {
+        if let Some(tier) = &self.tier {
+            tier.wait_over(ticket);
+        }
     }
 
     fn on_record(&self, place: Place, f: impl FnOnce(&Pool, u64)) {

@@ -12,6 +12,7 @@ use pegaflow_mem::HugePages;
 
 use crate::core::CoreSettings;
 use crate::describe::{choices, settings};
+use crate::tier::SsdSettings;
 
 settings! {
     /// Everything `pegaflow-server` can be told.
@@ -44,6 +45,8 @@ settings! {
         pub insecure: bool = false,
         /// The memory that holds the blocks.
         pub pool: PoolSettings = PoolSettings::default(),
+        /// Drives that keep blocks beside the pool.
+        pub ssd: SsdSettings = SsdSettings::default(),
         /// Limits, lifetimes, eviction and tenants.
         pub cache: CoreSettings = CoreSettings::default(),
         /// What goes to standard error.

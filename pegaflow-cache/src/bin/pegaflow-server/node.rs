@@ -56,6 +56,7 @@ fn node_settings(settings: &Settings) -> NodeSettings {
         numa_nodes: numa_nodes(pool.numa),
         touch_threads: pool.touch_threads,
         recover_threads: pool.recover_threads,
+        ssd: settings.ssd.clone(),
         core: settings.cache.clone(),
         ..NodeSettings::default()
     }

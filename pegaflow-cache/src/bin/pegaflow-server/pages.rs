@@ -100,6 +100,9 @@ fn publish(node: &Node, tenants: &std::collections::BTreeSet<String>) {
         usage.iter().map(|(n, used, max)| (n.as_str(), *used, *max)),
         tenants,
     );
+    if let Some(ssd) = node.ssd_stats() {
+        metrics::publish_ssd(&ssd);
+    }
 }
 
 async fn upkeep(recorder: Arc<PrometheusHandle>) {

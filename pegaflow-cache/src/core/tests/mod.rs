@@ -4,6 +4,7 @@
 
 mod basics;
 mod chaos;
+mod fetch;
 mod hybrid;
 mod machine;
 mod refusals;

@@ -124,6 +124,10 @@ impl Shell {
                 self.assert_free(to, bytes);
                 self.moves.push((from, to));
             }
+            Action::WaitOver { ticket } => {
+                let last = self.tickets.get(&ticket);
+                assert!(last.is_none_or(|(_, done)| !done), "its wait was over");
+            }
             Action::Ticket {
                 ticket,
                 ready,

@@ -1,0 +1,312 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+//! What is on its way from another tier, and who waits for it.
+//!
+//! Each block is fetched once, however many lookups wait for it. A fetch that nobody waits for any
+//! more is taken back.
+//!
+//! Invariant: a fetch is known from [`begin`](Fetches::begin) until [`end`](Fetches::end) has handed
+//! its job back, so its place is given up exactly once.
+
+use std::collections::{HashMap, VecDeque};
+
+use pegaflow_meta::{BlockKey, GroupId};
+
+use crate::core::{LeaseId, NamespaceIndex, Place, TicketId};
+
+/// Names one fetch. Never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FetchId(pub u64);
+
+/// One block to fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Job {
+    /// Its name.
+    pub key: BlockKey,
+    /// Namespace of the block.
+    pub namespace: NamespaceIndex,
+    /// Cache group of the block.
+    pub group: GroupId,
+    /// Where it goes.
+    pub place: Place,
+    /// The write lease that holds the place.
+    pub lease: LeaseId,
+    /// Its number in the lease.
+    pub item: u32,
+    /// Bytes of the block.
+    pub bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Queued,
+    Reading,
+    TakenBack,
+}
+
+#[derive(Debug)]
+struct Fetch {
+    job: Job,
+    stage: Stage,
+    /// Lookups that wait for it.
+    wanted: u32,
+}
+
+/// What the shell must do for fetches that nobody wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakeBack {
+    /// It was not begun: give its place up.
+    Drop(Job),
+    /// It is being read: ask the source for it back; [`Fetches::end`] follows.
+    Cancel(FetchId),
+}
+
+/// All fetches under way.
+#[derive(Debug, Default)]
+pub struct Fetches {
+    table: HashMap<FetchId, Fetch>,
+    by_key: HashMap<BlockKey, FetchId>,
+    wants: HashMap<TicketId, Vec<FetchId>>,
+    queue: VecDeque<FetchId>,
+    bytes: u64,
+    next_id: u64,
+}
+
+impl Fetches {
+    /// Bytes of the blocks under way.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Blocks under way.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether nothing is under way.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Whether a block of this name is under way.
+    #[must_use]
+    pub fn has(&self, key: &BlockKey) -> bool {
+        self.by_key.contains_key(key)
+    }
+
+    /// Takes a block to fetch that is not under way. Nobody waits for it yet.
+    pub fn begin(&mut self, job: Job) -> FetchId {
+        let id = FetchId(self.next_id);
+        self.next_id += 1;
+        self.bytes += job.bytes;
+        let known = self.by_key.insert(job.key, id);
+        debug_assert!(known.is_none(), "{job:?} is under way");
+        let stage = Stage::Queued;
+        self.table.insert(
+            id,
+            Fetch {
+                job,
+                stage,
+                wanted: 0,
+            },
+        );
+        self.queue.push_back(id);
+        id
+    }
+
+    /// The lookup behind `ticket` waits for those of `keys` that are under way.
+    pub fn want(&mut self, ticket: TicketId, keys: &[BlockKey]) {
+        if self.table.is_empty() {
+            return;
+        }
+        let ids = keys.iter().filter_map(|key| self.by_key.get(key).copied());
+        let ids: Vec<_> = ids.collect();
+        for id in &ids {
+            if let Some(fetch) = self.table.get_mut(id) {
+                fetch.wanted += 1;
+            }
+        }
+        if !ids.is_empty() {
+            self.wants.entry(ticket).or_default().extend(ids);
+        }
+    }
+
+    /// The lookup behind `ticket` waits no more. Pushes what nobody else waits for.
+    pub fn unwant(&mut self, ticket: TicketId, out: &mut Vec<TakeBack>) {
+        for id in self.wants.remove(&ticket).unwrap_or_default() {
+            let Some(fetch) = self.table.get_mut(&id) else {
+                continue;
+            };
+            fetch.wanted -= 1;
+            if fetch.wanted > 0 {
+                continue;
+            }
+            match fetch.stage {
+                Stage::Queued => out.extend(self.forget(id).map(TakeBack::Drop)),
+                Stage::Reading => {
+                    fetch.stage = Stage::TakenBack;
+                    out.push(TakeBack::Cancel(id));
+                }
+                Stage::TakenBack => {}
+            }
+        }
+    }
+
+    /// The next block to read.
+    pub fn take(&mut self) -> Option<(FetchId, Job)> {
+        while let Some(id) = self.queue.pop_front() {
+            if let Some(fetch) = self.table.get_mut(&id) {
+                fetch.stage = Stage::Reading;
+                return Some((id, fetch.job));
+            }
+        }
+        None
+    }
+
+    /// A read that was taken back has ended without bytes. True: somebody wants the block after all,
+    /// and it is queued again.
+    pub fn retry(&mut self, id: FetchId) -> bool {
+        let Some(fetch) = self.table.get_mut(&id).filter(|fetch| fetch.wanted > 0) else {
+            return false;
+        };
+        fetch.stage = Stage::Queued;
+        self.queue.push_back(id);
+        true
+    }
+
+    /// A read is over, whatever came of it.
+    pub fn end(&mut self, id: FetchId) -> Option<Job> {
+        self.forget(id)
+    }
+
+    fn forget(&mut self, id: FetchId) -> Option<Job> {
+        let job = self.table.remove(&id)?.job;
+        self.by_key.remove(&job.key);
+        self.bytes -= job.bytes;
+        Some(job)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn job(key: u8) -> Job {
+        Job {
+            key: BlockKey([key; 16]),
+            namespace: NamespaceIndex(0),
+            group: GroupId(0),
+            place: Place::new(0, u64::from(key) << 12),
+            lease: LeaseId(1),
+            item: key.into(),
+            bytes: 10,
+        }
+    }
+
+    fn keys(keys: &[u8]) -> Vec<BlockKey> {
+        keys.iter().map(|key| BlockKey([*key; 16])).collect()
+    }
+
+    #[test]
+    fn a_thousand_lookups_cause_one_fetch_and_the_last_takes_it_back() {
+        let mut fetches = Fetches::default();
+        let id = fetches.begin(job(1));
+        (0..1000).for_each(|n| fetches.want(TicketId(n), &keys(&[1, 9])));
+        assert_eq!(fetches.take(), Some((id, job(1))));
+        assert_eq!(fetches.take(), None);
+        let mut out = vec![];
+        (0..999).for_each(|n| fetches.unwant(TicketId(n), &mut out));
+        assert_eq!(out, []);
+        fetches.unwant(TicketId(999), &mut out);
+        assert_eq!(out, [TakeBack::Cancel(id)]);
+        assert!(!fetches.retry(id), "nobody came meanwhile");
+        assert_eq!((fetches.end(id), fetches.end(id)), (Some(job(1)), None));
+        assert_eq!((fetches.bytes(), fetches.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_fetch_taken_back_too_early_goes_again() {
+        let mut fetches = Fetches::default();
+        let id = fetches.begin(job(1));
+        fetches.want(TicketId(1), &keys(&[1]));
+        fetches.take();
+        let mut out = vec![];
+        fetches.unwant(TicketId(1), &mut out);
+        fetches.want(TicketId(2), &keys(&[1]));
+        assert!(fetches.retry(id));
+        assert_eq!(fetches.take(), Some((id, job(1))));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Begin(u8),
+        Want(u64, Vec<u8>),
+        Unwant(u64),
+        Next,
+        End(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            (0u8..12).prop_map(Op::Begin),
+            (0u64..6, prop::collection::vec(0u8..12, 0..6)).prop_map(|(t, k)| Op::Want(t, k)),
+            (0u64..6).prop_map(Op::Unwant),
+            Just(Op::Next),
+            (0usize..12).prop_map(Op::End),
+        ]
+    }
+
+    proptest! {
+        /// Against a plain list of what is under way: every job comes back exactly once, bytes add up.
+        #[test]
+        fn every_job_comes_back_once(ops in prop::collection::vec(op(), 0..200)) {
+            let (mut fetches, mut out) = (Fetches::default(), vec![]);
+            let mut under_way: BTreeMap<FetchId, (u8, bool)> = BTreeMap::new();
+            for op in ops {
+                match op {
+                    Op::Begin(key) if under_way.values().all(|(k, _)| *k != key) => {
+                        under_way.insert(fetches.begin(job(key)), (key, false));
+                    }
+                    Op::Begin(_) => {}
+                    Op::Want(ticket, wanted) => fetches.want(TicketId(ticket), &keys(&wanted)),
+                    Op::Unwant(ticket) => {
+                        fetches.unwant(TicketId(ticket), &mut out);
+                        for back in out.drain(..) {
+                            match back {
+                                TakeBack::Drop(job) => {
+                                    let queued = under_way.iter().find(|(_, (k, _))| job.key.0[0] == *k);
+                                    let (id, (_, reading)) = queued.map(|(i, v)| (*i, *v)).expect("under way");
+                                    prop_assert!(!reading);
+                                    under_way.remove(&id);
+                                }
+                                TakeBack::Cancel(id) => prop_assert!(under_way[&id].1),
+                            }
+                        }
+                    }
+                    Op::Next => {
+                        let queued = under_way.iter().find(|(_, (_, reading))| !reading).map(|(id, _)| *id);
+                        let next = fetches.take();
+                        prop_assert_eq!(next.map(|(id, _)| id), queued);
+                        if let Some(id) = queued {
+                            under_way.get_mut(&id).expect("found").1 = true;
+                        }
+                    }
+                    Op::End(n) => {
+                        let reading = under_way.iter().filter(|(_, (_, r))| *r).map(|(id, _)| *id).nth(n);
+                        if let Some(id) = reading {
+                            let key = under_way.remove(&id).expect("found").0;
+                            prop_assert_eq!(fetches.end(id), Some(job(key)));
+                        }
+                    }
+                }
+                prop_assert_eq!(fetches.len(), under_way.len());
+                prop_assert_eq!(fetches.bytes(), 10 * under_way.len() as u64);
+            }
+        }
+    }
+}
