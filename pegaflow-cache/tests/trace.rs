@@ -1,12 +1,13 @@
 // Copyright PegaFlow contributors.
 // SPDX-License-Identifier: Apache-2.0
-//! The core on a real hour of requests: its prefix hits must be those of a plain LRU, as computed by
-//! others (the shares below) for the same capacities.
+//! The core on a real hour of requests: with LRU its prefix hits must be those of a plain LRU, as
+//! computed by others for the same capacities; with the policy that learns, far more where the cache
+//! is small, and nowhere less than the best of the published policies has, but for 0.3 points.
 #![cfg(feature = "replay")]
 
 use pegaflow_cache::core::{
-    Answer, Core, CoreSettings, GroupShape, LookupMode, LookupReply, LookupRequest, NamespaceSpec,
-    Now, ReserveReply, ReserveRequest, SessionId,
+    Answer, Core, CoreSettings, EvictionPolicy, GroupShape, LookupMode, LookupReply, LookupRequest,
+    NamespaceSpec, Now, ReserveReply, ReserveRequest, SessionId,
 };
 use pegaflow_cache::replay::trace::{Request, TraceReader};
 use pegaflow_mem::{BlockShape, Slot};
@@ -14,13 +15,15 @@ use pegaflow_meta::{BlockKey, GroupId, GroupKind, NamespaceId};
 use std::path::Path;
 
 const TRACE: &str = "../../shared/data/traces/conversation_trace.jsonl.gz";
-/// Capacity in blocks, and the share of all references that hit: LRU, leaves before their prefixes.
-const SHARES: [(u64, f64); 5] = [
-    (1_827, 0.0525),
-    (5_483, 0.1257),
-    (18_279, 0.2789),
-    (36_558, 0.3453),
-    (73_116, 0.3604),
+/// Capacity in blocks, and shares of all references that hit: LRU, leaves before their prefixes; and
+/// the least wanted: a quarter of the way from there to the offline optimum for the first two, the
+/// best of LRU, S3-FIFO, SIEVE and ARC less 0.003 for the others.
+const SHARES: [(u64, f64, f64); 5] = [
+    (1_827, 0.0525, 0.1009),
+    (5_483, 0.1257, 0.1813),
+    (18_279, 0.2789, 0.2813),
+    (36_558, 0.3453, 0.3423),
+    (73_116, 0.3604, 0.3574),
 ];
 const SESSION: SessionId = SessionId(1);
 const SHAPE: BlockShape = BlockShape {
@@ -31,7 +34,7 @@ const SHAPE: BlockShape = BlockShape {
 };
 
 #[test]
-fn prefix_hits_on_the_conversation_trace_are_those_of_lru() {
+fn prefix_hits_on_the_conversation_trace() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(TRACE);
     if !path.exists() {
         println!("skipped: {} is not there", path.display());
@@ -39,8 +42,10 @@ fn prefix_hits_on_the_conversation_trace_are_those_of_lru() {
     }
     let trace = TraceReader::open(&path).expect("a trace");
     let trace: Vec<Request> = trace.map(|request| request.expect("a request")).collect();
-    for (capacity, expect) in SHARES {
-        let share = hit_share(&trace, capacity);
+    for (capacity, expect, wanted) in SHARES {
+        let learnt = hit_share(&trace, capacity, EvictionPolicy::Gittins);
+        assert!(learnt > wanted, "{capacity} blocks: {learnt:.4}");
+        let share = hit_share(&trace, capacity, EvictionPolicy::Lru);
         println!("{capacity} blocks: {share:.4}, LRU has {expect:.4}");
         assert!(
             (share - expect).abs() < 0.005,
@@ -49,8 +54,12 @@ fn prefix_hits_on_the_conversation_trace_are_those_of_lru() {
     }
 }
 
-fn hit_share(trace: &[Request], capacity: u64) -> f64 {
-    let mut core = Core::new(CoreSettings::default(), [1, 2]).expect("the defaults are valid");
+fn hit_share(trace: &[Request], capacity: u64, eviction: EvictionPolicy) -> f64 {
+    let settings = CoreSettings {
+        eviction,
+        ..CoreSettings::default()
+    };
+    let mut core = Core::new(settings, [1, 2]).expect("the settings are valid");
     core.add_pool(capacity * SHAPE.bytes())
         .expect("the first pool");
     let kind = GroupKind::FullAttention;

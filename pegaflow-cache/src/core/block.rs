@@ -25,7 +25,7 @@ impl BlockIdx {
 
 /// Which namespace and group a block belongs to: an index into the core's table of classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ClassIdx(pub(crate) u32);
+pub(crate) struct ClassIdx(pub(crate) u16);
 
 /// A block's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,9 @@ pub(crate) struct Block {
     pub(crate) class: ClassIdx,
     /// Belongs to the eviction policy while the block is sealed; before that, `policy[0]` is the
     /// block's place in the table of writes.
-    pub(crate) policy: [u32; 2],
+    pub(crate) policy: [u32; 3],
+    /// As `policy`: what kind of block the policy takes it for.
+    pub(crate) label: u8,
     /// Second of the last touch, for ages and to compare tenants.
     pub(crate) touched_s: u32,
     pub(crate) state: State,
@@ -79,7 +81,8 @@ impl Block {
         children: 0,
         pins: 0,
         class: ClassIdx(0),
-        policy: [0; 2],
+        policy: [0; 3],
+        label: 0,
         touched_s: 0,
         state: State::Free,
     };

@@ -125,6 +125,9 @@ impl Core {
         reply.tokens = longest(&groups, step);
         let found = self.collect(&groups, reply);
         reply.lease = None;
+        if request.lease_ttl_ms.is_some() {
+            self.note_hybrid_use(request, &groups, reply, &found)?;
+        }
         if let Some(ttl_ms) = request.lease_ttl_ms
             && !found.is_empty()
         {
@@ -180,6 +183,25 @@ impl Core {
             reply.groups.push(from..reply.blocks.len() as u32);
         }
         found
+    }
+
+    fn note_hybrid_use(
+        &mut self,
+        request: &HybridRequest<'_>,
+        groups: &[Group],
+        reply: &HybridReply,
+        found: &[BlockIdx],
+    ) -> Result<(), Error> {
+        for ((named, group), range) in request.groups.iter().zip(groups).zip(&reply.groups) {
+            let class = self.namespaces.class_of(request.namespace, named.group)?;
+            let found = &found[range.start as usize..range.end as usize];
+            let missing = match group.kind {
+                GroupKind::FullAttention | GroupKind::Mla => &named.keys[found.len()..],
+                _ => &[],
+            };
+            self.note_use(class, named.keys.len(), found, missing);
+        }
+        Ok(())
     }
 
     fn count_hybrid(

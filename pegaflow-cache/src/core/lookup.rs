@@ -6,6 +6,7 @@
 
 use super::block::{BlockIdx, ClassIdx, State};
 use super::error::{Error, within};
+use super::evict;
 use super::index::Hash;
 use super::lease::Kind;
 use super::life::seconds;
@@ -94,6 +95,13 @@ impl Core {
         match request.mode {
             LookupMode::Prefix => self.scan_prefix(class, request.keys, &mut found, reply),
             LookupMode::Set => self.scan_set(class, request.keys, &mut found, reply),
+        }
+        if request.lease_ttl_ms.is_some() {
+            let missing = match request.mode {
+                LookupMode::Prefix => &request.keys[found.len()..],
+                LookupMode::Set => &[],
+            };
+            self.note_use(class, request.keys.len(), &found, missing);
         }
         let follow = request.ticket.filter(|_| reply.pending > 0);
         if let Some(ttl_ms) = request.lease_ttl_ms
@@ -284,7 +292,7 @@ impl Core {
         }
     }
 
-    /// Pins and touches sealed blocks under a new lease. Room for it was checked.
+    /// Pins sealed blocks under a new lease. Room for it was checked.
     pub(super) fn grant_read(
         &mut self,
         now: Now,
@@ -308,12 +316,27 @@ impl Core {
         if let Some(session) = self.sessions.get_mut(&session) {
             session.leases += 1;
         }
+        id
+    }
+
+    /// Tells the policy what a lookup asked for, and found.
+    pub(super) fn note_use(
+        &mut self,
+        class: ClassIdx,
+        keys: usize,
+        found: &[BlockIdx],
+        missing: &[BlockKey],
+    ) {
         let tenant = self.namespaces.class(class).tenant;
+        let request = evict::Request {
+            keys,
+            found,
+            missing,
+        };
         self.tenants
             .get_mut(tenant)
             .policy
-            .touch(&mut self.blocks, found);
-        id
+            .request(&mut self.blocks, &request);
     }
 
     fn count_lookup(&mut self, class: ClassIdx, keys: usize, reply: &LookupReply) {

@@ -170,6 +170,7 @@ impl Core {
             self.namespaces.len() + 1,
             self.settings.namespaces_max,
         )?;
+        self.namespaces.check_room(spec)?;
         let tenant = self.tenants.get_or_insert(&spec.tenant, &self.settings)?;
         self.namespaces
             .insert(spec, tenant, self.settings.namespaces_max)

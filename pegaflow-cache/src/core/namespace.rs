@@ -45,6 +45,9 @@ pub(crate) struct Class {
     pub(crate) place_bytes: u64,
 }
 
+/// Most groups of all namespaces together: what fits into a [`ClassIdx`].
+const CLASSES_MAX: u32 = 1 << 16;
+
 #[derive(Debug)]
 struct Entry {
     id: NamespaceId,
@@ -97,6 +100,12 @@ impl Namespaces {
             }
         }
         Ok(())
+    }
+
+    /// Refuses a specification that more classes would be needed for than there are.
+    pub(crate) fn check_room(&self, spec: &NamespaceSpec) -> Result<(), Error> {
+        let wanted = self.classes.len() + spec.groups.len();
+        within("groups of all namespaces", wanted, CLASSES_MAX)
     }
 
     /// Whether `spec` is what was registered under `index`.
@@ -180,7 +189,7 @@ impl Namespaces {
         if group.0 >= entry.groups {
             return Err(Error::UnknownGroup(namespace, group));
         }
-        Ok(ClassIdx(entry.first_class + u32::from(group.0)))
+        Ok(ClassIdx((entry.first_class + u32::from(group.0)) as u16))
     }
 
     pub(crate) fn class(&self, class: ClassIdx) -> &Class {

@@ -223,7 +223,7 @@ impl Core {
         self.tenants
             .get_mut(tenant)
             .policy
-            .touch(&mut self.blocks, &sealed);
+            .refresh(&mut self.blocks, &sealed);
         sealed.clear();
         self.scratch.blocks = sealed;
     }
@@ -318,7 +318,7 @@ impl Core {
         let write = self.writes.insert(fixed.now, idx, &class.shape.shape);
         self.writes.get_mut(write).slots.push(fixed.slot_write());
         let block = self.blocks.get_mut(idx);
-        block.policy = [write.0, 0];
+        block.policy[0] = write.0;
         let (generation, parent) = (block.generation, above.1);
         actions.push(Action::BeginRecord {
             place,

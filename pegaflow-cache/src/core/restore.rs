@@ -122,7 +122,7 @@ impl Core {
             progress,
         });
         let block = self.blocks.get_mut(idx);
-        (block.state, block.policy) = (State::Abandoned, [write.0, 0]);
+        (block.state, block.policy[0]) = (State::Abandoned, write.0);
         self.detached += 1;
         if let Some(lease) = self.leases.get_mut(lease) {
             lease.blocks.push(idx);

@@ -209,7 +209,7 @@ impl Core {
         for idx in visible.iter().rev() {
             let block = self.blocks.get_mut(*idx);
             let write = WriteIdx(block.policy[0]);
-            (block.policy, block.state) = ([0; 2], State::Sealed);
+            (block.policy, block.state) = ([0; 3], State::Sealed);
             block.touched_s = seconds(now);
             let class = self.namespaces.class(block.class);
             let tenant = self.tenants.get_mut(class.tenant);

@@ -42,7 +42,7 @@ settings! {
         /// milliseconds.
         pub partial_block_ttl_ms: u64 = 30_000,
         /// Which block leaves first when room is needed.
-        pub eviction: EvictionPolicy = EvictionPolicy::Lru,
+        pub eviction: EvictionPolicy = EvictionPolicy::Gittins,
         /// Limits of tenants by name. A tenant that is not named here has the default's.
         pub tenants: BTreeMap<String, TenantSettings> = BTreeMap::new(),
     }
@@ -63,6 +63,8 @@ choices! {
     pub enum EvictionPolicy {
         /// Least recently used, leaves before their prefixes.
         Lru = "lru",
+        /// Least expected reuse by Gittins' index, learnt from what became of blocks like it.
+        Gittins = "gittins",
     }
 }
 

@@ -199,7 +199,7 @@ impl Core {
         self.tenants
             .get_mut(tenant)
             .policy
-            .touch(&mut self.blocks, ready);
+            .refresh(&mut self.blocks, ready);
         let Some(lease) = self.leases.get_mut(wait.lease) else {
             return 0;
         };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pegaflow_cache::client::{Client, Found, Lookup, NamespaceHandle, TicketState};
+use pegaflow_cache::core::{CoreSettings, EvictionPolicy};
 use pegaflow_cache::node::{NamespaceLayout, Node, NodeSettings, SsdStats};
 use pegaflow_cache::replay::engine::{Rank, engine_bytes, engine_layout};
 use pegaflow_cache::tier::SsdSettings;
@@ -42,6 +43,11 @@ pub(crate) fn settings(dir: &Path) -> NodeSettings {
     NodeSettings {
         pool_bytes: u64::from(POOL) * SHAPE.bytes(),
         tick_ms: 5,
+        // The tests say what is left in the pool: easy by LRU.
+        core: CoreSettings {
+            eviction: EvictionPolicy::Lru,
+            ..CoreSettings::default()
+        },
         ssd: SsdSettings {
             path: dir.join("blocks").display().to_string(),
             bytes: 64 << 20,

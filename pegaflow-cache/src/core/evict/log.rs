@@ -88,7 +88,7 @@ impl Log {
         chunk.len += 1;
         chunk.live += 1;
         self.live += 1;
-        blocks.get_mut(block).policy = [position(tail, at), self.tag];
+        blocks.get_mut(block).policy[..2].copy_from_slice(&[position(tail, at), self.tag]);
     }
 
     /// Forgets the living record at a position. The caller changes the block's words.
@@ -269,5 +269,5 @@ impl Log {
 }
 
 fn lives(blocks: &Blocks, tag: u32, block: BlockIdx, position: u32) -> bool {
-    blocks.get(block).policy == [position, tag]
+    blocks.get(block).policy[..2] == [position, tag]
 }

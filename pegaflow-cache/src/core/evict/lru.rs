@@ -6,8 +6,8 @@
 //! that is the oldest but pinned or not a leaf is set aside, and is next in line as soon as it can
 //! leave: it is older than everything still in the log.
 
-use super::Eviction;
 use super::log::{Log, TAG_MIN};
+use super::{Eviction, Request};
 use crate::core::block::{BlockIdx, Blocks};
 use std::collections::BTreeSet;
 
@@ -67,7 +67,11 @@ impl Eviction for Lru {
         self.log.append(blocks, block);
     }
 
-    fn touch(&mut self, blocks: &mut Blocks, chain: &[BlockIdx]) {
+    fn request(&mut self, blocks: &mut Blocks, request: &Request<'_>) {
+        self.refresh(blocks, request.found);
+    }
+
+    fn refresh(&mut self, blocks: &mut Blocks, chain: &[BlockIdx]) {
         for block in chain.iter().rev() {
             self.forget(blocks, *block);
             // The block must not look alive at its old position while the log is compacted.
@@ -100,7 +104,7 @@ impl Eviction for Lru {
             }
             self.forget(blocks, block);
             self.aside = self.aside.wrapping_add(1);
-            blocks.get_mut(block).policy = [self.aside, ASIDE];
+            blocks.get_mut(block).policy[..2].copy_from_slice(&[self.aside, ASIDE]);
         }
     }
 

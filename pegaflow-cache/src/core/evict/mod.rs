@@ -10,20 +10,37 @@
 //! Blocks that are pinned or have children may be passed over; `ripe` says that such a block has
 //! become evictable.
 
+mod gittins;
 mod log;
 mod lru;
 
 use super::block::{BlockIdx, Blocks};
 use super::settings::EvictionPolicy;
+use pegaflow_meta::BlockKey;
 use std::fmt::Debug;
+
+/// What one lookup asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Request<'a> {
+    /// How many keys it named.
+    pub(crate) keys: usize,
+    /// The blocks it found, from the root to the leaf.
+    pub(crate) found: &'a [BlockIdx],
+    /// The keys after those found, where it asked for a prefix.
+    pub(crate) missing: &'a [BlockKey],
+}
 
 /// An eviction policy.
 pub(crate) trait Eviction: Debug + Send {
     /// A block became visible. Counts as its first touch.
     fn insert(&mut self, blocks: &mut Blocks, block: BlockIdx);
 
-    /// One request used these blocks of a prefix, given from the root to the leaf.
-    fn touch(&mut self, blocks: &mut Blocks, chain: &[BlockIdx]);
+    /// A lookup used the blocks it found, and would have used those it misses.
+    fn request(&mut self, blocks: &mut Blocks, request: &Request<'_>);
+
+    /// Blocks of a prefix, from the root to the leaf, serve a request that counted already: they are
+    /// saved once more by whoever computed them, or handed to a lookup that waited for them.
+    fn refresh(&mut self, blocks: &mut Blocks, chain: &[BlockIdx]);
 
     /// A block is about to leave, whatever the reason. It may be the current victim or any other.
     fn remove(&mut self, blocks: &mut Blocks, block: BlockIdx);
@@ -46,5 +63,6 @@ pub(crate) trait Eviction: Debug + Send {
 pub(crate) fn make(policy: EvictionPolicy, id: u32) -> Box<dyn Eviction> {
     match policy {
         EvictionPolicy::Lru => Box::new(lru::Lru::new(id)),
+        EvictionPolicy::Gittins => Box::new(gittins::Gittins::new()),
     }
 }

@@ -105,12 +105,13 @@ struct World {
     writes: Vec<(SessionId, LeaseId, Vec<u32>)>,
 }
 
-fn new_core() -> Core {
+fn new_core(eviction: EvictionPolicy) -> Core {
     let mut settings = CoreSettings {
         read_lease_ttl_max_ms: 90,
         write_lease_ttl_ms: 100,
         partial_block_ttl_ms: 50,
         moves_max: 3,
+        eviction,
         ..CoreSettings::default()
     };
     let quota = TenantSettings {
@@ -129,7 +130,7 @@ fn new_core() -> Core {
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(eviction: EvictionPolicy) -> Self {
         let mut shell = Shell::new(4096);
         for (index, spec) in (0..).map(NamespaceIndex).zip(specs()) {
             shell
@@ -137,7 +138,7 @@ impl World {
                 .insert(index, spec.groups[0].shape.bytes());
         }
         let mut world = Self {
-            core: new_core(),
+            core: new_core(eviction),
             shell,
             actions: vec![],
             now: Now(0),
@@ -327,7 +328,7 @@ impl World {
     fn restart(&mut self) {
         let moves = std::mem::take(&mut self.shell.moves);
         assert!(moves.len() <= 3, "within `moves_max`");
-        self.core = new_core();
+        self.core = new_core(self.core.settings().eviction);
         for ((pool, slab), (units, place_bytes)) in &self.shell.slabs {
             self.core
                 .restore_slab(*pool, *slab, *units, *place_bytes)
@@ -392,8 +393,11 @@ fn pick<T>(from: &mut Vec<T>, at: usize) -> Option<T> {
 
 proptest! {
     #[test]
-    fn books_and_core_agree(ops in prop::collection::vec(ops(), 1..120)) {
-        let mut world = World::new();
+    fn books_and_core_agree(
+        ops in prop::collection::vec(ops(), 1..120),
+        eviction in prop::sample::select(&[EvictionPolicy::Lru, EvictionPolicy::Gittins][..]),
+    ) {
+        let mut world = World::new(eviction);
         for op in &ops {
             world.apply(op);
             world.check();

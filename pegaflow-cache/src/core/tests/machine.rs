@@ -437,6 +437,7 @@ impl StateMachineTest for Real {
             read_lease_ttl_max_ms: READ_TTL_MS,
             write_lease_ttl_ms: WRITE_TTL_MS,
             partial_block_ttl_ms: PARTIAL_TTL_MS,
+            eviction: EvictionPolicy::Lru,
             ..CoreSettings::default()
         };
         let rig = Rig::with(settings, state.model.capacity as u64);

@@ -56,9 +56,13 @@ pub(crate) const A: SessionId = SessionId(1);
 pub(crate) const B: SessionId = SessionId(2);
 
 impl Rig {
-    /// A pool with room for `blocks`, and sessions A and B.
+    /// A pool with room for `blocks`, and sessions A and B. Evicts by LRU: an order that is easily said.
     pub(crate) fn new(blocks: u64) -> Self {
-        Self::with(CoreSettings::default(), blocks)
+        let settings = CoreSettings {
+            eviction: EvictionPolicy::Lru,
+            ..CoreSettings::default()
+        };
+        Self::with(settings, blocks)
     }
 
     pub(crate) fn with(settings: CoreSettings, blocks: u64) -> Self {

@@ -1,0 +1,254 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+//! Least expected reuse: the block leaves whose keeping pays worst, by what became of blocks like it.
+//!
+//! Age is counted in block references. `class` says what blocks are alike, `lives` learns what becomes
+//! of them and gives each class and age its index, `bags` finds the evictable block with the lowest,
+//! `ghosts` remembers blocks that left, so that their return is learnt from too.
+//!
+//! A request is what a lookup asks for: it begins a new life for all its blocks, those that are not
+//! here included. Saving a block is no use of it.
+//!
+//! Invariant: every sealed block and every ghost is one open life; exactly the evictable blocks (and
+//! some that have been pinned meanwhile) are in bags.
+
+mod ages;
+mod bags;
+mod class;
+mod ghosts;
+mod lives;
+#[cfg(test)]
+mod tests;
+
+use super::{Eviction, Request};
+use crate::core::block::{BlockIdx, Blocks};
+use ages::Tick;
+use bags::Bags;
+use class::{CLASSES, Class, Shape};
+use ghosts::{Ghost, Ghosts};
+use lives::Lives;
+
+/// Classes whose indexes are worked out anew in one tick.
+const LEARN_CLASSES: usize = 2;
+/// Room for ghosts: so many for each block, beyond the first [`GHOSTS_MIN`] fewer.
+const GHOSTS_A_BLOCK: [usize; 2] = [16, 4];
+const GHOSTS_MIN: usize = 1 << 20;
+/// A block of a request that no lookup announced: all new, and not near its end.
+const UNANNOUNCED: usize = 32;
+
+/// The policy.
+#[derive(Debug)]
+pub(super) struct Gittins {
+    references: u64,
+    now: Tick,
+    /// Blocks tracked.
+    len: usize,
+    bags: Bags,
+    lives: Lives,
+    ghosts: Ghosts,
+    /// Whose indexes are worked out next.
+    learning: usize,
+}
+
+impl Gittins {
+    pub(super) fn new() -> Self {
+        Self {
+            references: 0,
+            now: 0,
+            len: 0,
+            bags: Bags::new(),
+            lives: Lives::new(),
+            ghosts: Ghosts::default(),
+            learning: 0,
+        }
+    }
+
+    /// Lets so many references' time pass.
+    fn pass(&mut self, blocks: &mut Blocks, references: usize) {
+        self.references += references as u64;
+        let until = ages::tick_of(self.references);
+        while self.now < until {
+            self.now += 1;
+            for (from, into) in ages::merges(self.now) {
+                self.bags.merge(blocks, from, into);
+                self.lives.merge(from, into);
+            }
+            self.revalue(ages::aged(self.now));
+            self.learn();
+        }
+    }
+
+    fn revalue(&mut self, slots: std::ops::Range<usize>) {
+        for slot in slots {
+            let bin = ages::bin_of_slot(slot, self.now);
+            self.bags
+                .revalue(slot, |class| self.lives.bucket(class, bin));
+        }
+    }
+
+    fn learn(&mut self) {
+        for _ in 0..LEARN_CLASSES {
+            if self.learning == 0 {
+                self.lives.pool(self.now);
+            }
+            let class = self.learning as Class;
+            self.learning = (self.learning + 1) % CLASSES;
+            self.lives.learn(class, self.now);
+            for slot in 0..ages::SLOTS {
+                let bin = ages::bin_of_slot(slot, self.now);
+                self.bags
+                    .rehang(bags::bag_of(class, slot), self.lives.bucket(class, bin));
+            }
+        }
+    }
+
+    fn life(blocks: &Blocks, block: BlockIdx) -> Ghost {
+        let entry = blocks.get(block);
+        Ghost {
+            start: entry.policy[2],
+            class: entry.label,
+        }
+    }
+
+    fn set_life(blocks: &mut Blocks, block: BlockIdx, life: Ghost) {
+        let entry = blocks.get_mut(block);
+        (entry.policy[2], entry.label) = (life.start, life.class);
+    }
+
+    fn bag(&self, blocks: &Blocks, block: BlockIdx) -> bags::BagIdx {
+        let Ghost { start, class } = Self::life(blocks, block);
+        bags::bag_of(class, ages::slot_of(start, self.now))
+    }
+
+    fn put_out(&mut self, blocks: &mut Blocks, block: BlockIdx) {
+        if bags::holds(blocks, block) {
+            let bag = self.bag(blocks, block);
+            self.bags.take(blocks, bag, block);
+        }
+    }
+
+    /// Ends a life with a use and begins the next; returns its class.
+    fn again(&mut self, life: Ghost, shape: Shape, at: usize) -> Ghost {
+        self.lives.end(life.class, life.start, self.now, true);
+        let seed = (self.references as u32).wrapping_add(at as u32);
+        let dice = seed.wrapping_mul(0x9E37_79B1) >> 8;
+        let pause = ages::references(self.now - life.start) / (self.len + 1) as f32;
+        self.begin(shape.class(at, class::used_again(life.class, pause, dice)))
+    }
+
+    fn begin(&mut self, class: Class) -> Ghost {
+        self.lives.begin(class, self.now);
+        Ghost {
+            start: self.now,
+            class,
+        }
+    }
+
+    fn lose(&mut self, life: Ghost) {
+        self.lives.end(life.class, life.start, self.now, false);
+    }
+
+    /// Room for ghosts grows with the blocks.
+    fn make_room_for_ghosts(&mut self) {
+        let [few, many] = GHOSTS_A_BLOCK;
+        let wanted = (few * self.len).min((many * self.len).max(GHOSTS_MIN));
+        if wanted > self.ghosts.room() {
+            self.ghosts.grow(wanted);
+        }
+        let (lives, now) = (&mut self.lives, self.now);
+        self.ghosts
+            .retire(|ghost| lives.end(ghost.class, ghost.start, now, false));
+    }
+}
+
+impl Eviction for Gittins {
+    fn request(&mut self, blocks: &mut Blocks, request: &Request<'_>) {
+        let Request {
+            found,
+            missing,
+            keys,
+        } = *request;
+        self.pass(blocks, keys);
+        let known = missing
+            .iter()
+            .take_while(|key| self.ghosts.has(key))
+            .count();
+        let shape = Shape::new(keys, missing.len() - known);
+        for (at, block) in (keys - missing.len() - found.len()..).zip(found) {
+            self.put_out(blocks, *block);
+            let life = self.again(Self::life(blocks, *block), shape, at);
+            Self::set_life(blocks, *block, life);
+        }
+        for (at, key) in (keys - missing.len()..).zip(missing) {
+            let life = match self.ghosts.take(key) {
+                Some(ghost) => self.again(ghost, shape, at),
+                None => self.begin(shape.class(at, 0)),
+            };
+            if let Some(gone) = self.ghosts.put(key, life) {
+                self.lose(gone);
+            }
+        }
+    }
+
+    fn refresh(&mut self, _: &mut Blocks, _: &[BlockIdx]) {}
+
+    fn insert(&mut self, blocks: &mut Blocks, block: BlockIdx) {
+        bags::clear(blocks, block);
+        self.len += 1;
+        self.make_room_for_ghosts();
+        let life = match self.ghosts.take(&blocks.get(block).key) {
+            Some(life) => life,
+            None => self.begin(Shape::new(UNANNOUNCED, UNANNOUNCED).class(0, 0)),
+        };
+        Self::set_life(blocks, block, life);
+        self.ripe(blocks, block);
+    }
+
+    fn remove(&mut self, blocks: &mut Blocks, block: BlockIdx) {
+        self.put_out(blocks, block);
+        self.len -= 1;
+        let (key, life) = (blocks.get(block).key, Self::life(blocks, block));
+        if let Some(gone) = self.ghosts.put(&key, life) {
+            self.lose(gone);
+        }
+    }
+
+    fn ripe(&mut self, blocks: &mut Blocks, block: BlockIdx) {
+        if blocks.get(block).is_evictable() && !bags::holds(blocks, block) {
+            let Ghost { start, class } = Self::life(blocks, block);
+            let slot = ages::slot_of(start, self.now);
+            let bucket = self.lives.bucket(class, ages::bin_of_slot(slot, self.now));
+            self.bags
+                .put(blocks, bags::bag_of(class, slot), bucket, block, false);
+        }
+    }
+
+    fn victim(&mut self, blocks: &mut Blocks) -> Option<BlockIdx> {
+        loop {
+            let (bag, block) = self.bags.least()?;
+            if blocks.get(block).is_evictable() {
+                return Some(block);
+            }
+            self.bags.take(blocks, bag, block);
+        }
+    }
+
+    #[cfg(test)]
+    fn check(&self, blocks: &Blocks, tracked: &[BlockIdx]) {
+        assert_eq!(self.len, tracked.len(), "blocks");
+        let ghosts = self.ghosts.count();
+        assert_eq!(self.lives.open_count(), self.len + ghosts, "open lives");
+        self.bags.check(blocks, |block| self.bag(blocks, block));
+        for block in tracked {
+            let evictable = blocks.get(*block).is_evictable();
+            assert!(
+                !evictable || bags::holds(blocks, *block),
+                "{block:?} was forgotten"
+            );
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.bags.bytes() + self.lives.bytes() + self.ghosts.bytes()
+    }
+}
