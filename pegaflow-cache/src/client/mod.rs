@@ -12,6 +12,7 @@ pub mod pools;
 pub(crate) mod remote;
 mod session;
 mod settings;
+mod tcp;
 pub(crate) mod ticket;
 mod types;
 
@@ -25,7 +26,8 @@ pub use gate::{CopyGuard, Gate};
 pub use pools::{PoolView, Pools};
 pub use remote::Status;
 pub use session::Session;
-pub use settings::{ClientSettings, session_socket};
+pub use settings::{ClientSettings, ClientTlsSettings, TcpSettings, session_socket};
+pub use tcp::{Present, TcpClient};
 pub use ticket::{Ticket, TicketState};
 pub use types::{Found, HybridFound, Lease, Lookup, NamespaceHandle, Reservation, Reserve};
 
@@ -34,6 +36,7 @@ use crate::error::{Error, Result};
 use crate::node::{Client as Who, NamespaceLayout, Node};
 use crate::rpc::call::{answer_from_wire, key_bytes, slot_to_wire};
 use crate::rpc::proto as pb;
+use crate::rpc::{VERSION_MAX, VERSION_MIN};
 use remote::Remote;
 use session::Way;
 
@@ -324,6 +327,20 @@ impl Client {
         let id = session.id().0;
         session.call(pb::StatsRequest { session: id }).await
     }
+}
+
+/// Whether the node has chosen a version that this build speaks.
+fn check_version(hello: &pb::HelloReply) -> Result<()> {
+    let spoken = VERSION_MIN..=VERSION_MAX;
+    if spoken.contains(&hello.version) {
+        return Ok(());
+    }
+    Err(Error::Version {
+        ours_min: VERSION_MIN,
+        ours_max: VERSION_MAX,
+        theirs_min: hello.version,
+        theirs_max: hello.version,
+    })
 }
 
 fn ttl_ms(lease: Option<std::time::Duration>) -> u32 {

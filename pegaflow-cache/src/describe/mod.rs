@@ -10,9 +10,11 @@
 //! Invariant: the unit of a number follows from its name: a word `bytes` is a size, a last word
 //! `ms` is a time, anything else is a count.
 
+mod file;
 mod kind;
 mod units;
 
+pub(crate) use file::{first_line, read_file};
 pub use kind::Kind;
 pub use units::{format_bytes, parse_bytes};
 

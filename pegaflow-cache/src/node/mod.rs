@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 
 pub use calls::{HybridCall, LookupCall, Refs, ReserveCall};
 pub use layout::{GroupLayout, NamespaceLayout};
-pub use settings::{NodeSettings, POOL_BYTES_MIN, POOLS_MAX, PoolFiles};
+pub use settings::{NodeSettings, POOL_BYTES_MIN, POOLS_MAX, PoolFiles, TICK_MS_MAX, TICKETS_MAX};
 pub use ssd::SsdStats;
 
 use crate::client::pools::{PoolView, Pools};

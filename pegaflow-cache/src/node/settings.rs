@@ -68,6 +68,10 @@ impl Default for NodeSettings {
 pub const POOL_BYTES_MIN: u64 = 1 << 20;
 /// The most pools of one node: what one hand-over can pass.
 pub const POOLS_MAX: usize = 64;
+/// The most tickets: 8 MiB of shared words.
+pub const TICKETS_MAX: u32 = 1 << 20;
+/// The longest time between two looks at what has expired, in milliseconds.
+pub const TICK_MS_MAX: u32 = 10_000;
 
 impl NodeSettings {
     /// Checks what types cannot.
@@ -91,11 +95,14 @@ impl NodeSettings {
                 ),
             });
         }
-        if self.tick_ms == 0 || self.tickets_max == 0 {
-            return Err(Error::Setting {
-                setting: "tick_ms and tickets_max",
-                why: "must be at least 1".to_owned(),
-            });
+        for (setting, value, max) in [
+            ("tickets_max", self.tickets_max, TICKETS_MAX),
+            ("tick_ms", self.tick_ms, TICK_MS_MAX),
+        ] {
+            if !(1..=max).contains(&value) {
+                let why = format!("{value}; write 1 to {max}");
+                return Err(Error::Setting { setting, why });
+            }
         }
         self.ssd.validate()?;
         Ok(self.core.validate()?)

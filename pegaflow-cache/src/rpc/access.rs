@@ -1,6 +1,6 @@
 // Copyright PegaFlow contributors.
 // SPDX-License-Identifier: Apache-2.0
-//! Who may call over TCP: whoever knows the token.
+//! Who may call over TCP: whoever knows the token, or has a certificate of the right authority.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,12 +8,14 @@ use std::net::SocketAddr;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
+use super::ServerTls;
 use crate::error::{Error, Result};
 
 /// Who may call over TCP. The Unix sockets are guarded by their file mode.
 #[derive(Clone, Default)]
 pub struct Access {
     token: Option<blake3::Hash>,
+    tls: Option<ServerTls>,
     insecure: bool,
 }
 
@@ -21,6 +23,7 @@ impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Access")
             .field("token", &self.token.map(|_| "..."))
+            .field("tls", &self.tls)
             .field("insecure", &self.insecure)
             .finish()
     }
@@ -33,8 +36,19 @@ impl Access {
     pub fn new(token: Option<&str>, insecure: bool) -> Self {
         Self {
             token: token.map(|token| blake3::hash(token.as_bytes())),
+            tls: None,
             insecure,
         }
+    }
+
+    /// Callers must use TLS; with which certificates, `tls` says.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<ServerTls>) -> Self {
+        Self { tls, ..self }
+    }
+
+    pub(super) fn tls(&self) -> Option<&ServerTls> {
+        self.tls.as_ref()
     }
 
     /// Refuses an address that strangers could reach.
@@ -42,12 +56,14 @@ impl Access {
     /// # Errors
     /// [`Error::Refused`], with what to do.
     pub fn check_address(&self, address: SocketAddr) -> Result<()> {
-        if address.ip().is_loopback() || self.token.is_some() || self.insecure {
+        let tls = self.tls.as_ref();
+        let certified = tls.is_some_and(ServerTls::asks_for_certificates);
+        if address.ip().is_loopback() || self.token.is_some() || certified || self.insecure {
             return Ok(());
         }
         Err(Error::Refused {
             why: format!(
-                "{address} can be reached by other machines: set `token_file`, or `insecure` if everybody there may read and change the cache"
+                "{address} can be reached by other machines: set `token_file` or `tls.client_ca`, or `insecure` if everybody there may read and change the cache"
             ),
         })
     }

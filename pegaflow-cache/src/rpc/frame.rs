@@ -12,7 +12,7 @@
 //! | 4..8 | id | the reply carries its request's; 0 for events |
 //! | 8..10 | op | [`Op`] |
 //! | 10..12 | status | 0 in requests and good replies, 1 where the body is a `Failure` |
-//! | 12..16 | timeout, ms | how long the caller still waits; 0 for no limit |
+//! | 12..16 | timeout, ms | how long the caller still waits; 0 for no limit. Counts from when the request was read; one that is begun later is refused and changes nothing |
 //!
 //! Invariant: a length is checked against the limit before anything is allocated for it.
 

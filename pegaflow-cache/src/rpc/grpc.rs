@@ -81,6 +81,14 @@ impl Service {
         }
     }
 
+    /// Ends all sessions, and so their streams.
+    pub(super) fn end_all(&self) {
+        let all = std::mem::take(&mut *self.sessions.lock());
+        for session in all.into_keys() {
+            self.node.close_session(session);
+        }
+    }
+
     fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
         match &self.access {
             Some(access) => access.check_call(request.metadata()),

@@ -18,9 +18,11 @@ pub(crate) mod observe;
 pub mod proto;
 mod serve;
 mod session_socket;
+mod tls;
 
 pub use access::Access;
 pub use serve::{Listeners, serve};
+pub use tls::{ClientTls, ServerTls};
 
 /// Oldest protocol version this build speaks.
 pub const VERSION_MIN: u32 = 1;

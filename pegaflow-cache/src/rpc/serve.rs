@@ -38,7 +38,7 @@ pub struct Listeners {
 /// Serves the node until `shutdown` is done; then tells the clients, ends what runs, and returns.
 ///
 /// # Errors
-/// [`Error::Refused`] for a TCP address that needs a token; [`Error::Unavailable`] if a listener fails.
+/// [`Error::Refused`] for a TCP address that nothing guards; [`Error::Unavailable`] if a listener fails.
 pub async fn serve(
     node: Arc<Node>,
     listeners: Listeners,
@@ -54,7 +54,7 @@ pub async fn serve(
         Some(listener) => {
             let remote = Service::new(node.clone(), Some(access.clone()));
             services.push(remote.clone());
-            Some((tcp(listener, &access)?, remote))
+            Some((tcp(listener, &access)?, remote_builder(&access)?, remote))
         }
         None => None,
     };
@@ -64,11 +64,11 @@ pub async fn serve(
             let _ = stopped.wait_for(|stop| *stop).await;
         }
     };
-    let local = router(local).serve_with_incoming_shutdown(grpc, on_stop());
+    let local = router(Server::builder(), local).serve_with_incoming_shutdown(grpc, on_stop());
     let remote = async {
         match tcp {
-            Some((incoming, service)) => {
-                let router = router(service);
+            Some((incoming, builder, service)) => {
+                let router = router(builder, service);
                 router
                     .serve_with_incoming_shutdown(incoming, on_stop())
                     .await
@@ -89,6 +89,7 @@ pub async fn serve(
     local.and(remote).map_err(Error::unavailable)
 }
 
+/// Ends sessions that nobody uses; at the stop, all.
 async fn end_idle(services: Vec<Service>, stopped: impl Future<Output = ()>) {
     let look = async {
         loop {
@@ -100,14 +101,25 @@ async fn end_idle(services: Vec<Service>, stopped: impl Future<Output = ()>) {
         () = look => {}
         () = stopped => {}
     }
+    // A stream of events never ends by itself, and would hold up the listener's end.
+    services.iter().for_each(Service::end_all);
 }
 
-fn router(service: Service) -> Router {
+/// What the TCP listener is served with.
+fn remote_builder(access: &Access) -> Result<Server> {
+    match access.tls() {
+        Some(tls) => Server::builder().tls_config(tls.config()),
+        None => Ok(Server::builder()),
+    }
+    .map_err(Error::unavailable)
+}
+
+fn router(builder: Server, service: Service) -> Router {
     let limit = FRAME_BYTES_MAX as usize;
     let service = NodeServer::new(service)
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
-    Server::builder()
+    builder
         .timeout(CALL_TIMEOUT)
         .concurrency_limit_per_connection(CALLS_MAX as usize)
         .max_concurrent_streams(CALLS_MAX)

@@ -11,7 +11,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use prost::Message;
@@ -20,6 +20,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tracing::Instrument;
+use tracing::field::Empty;
 
 use super::call::serve_frame;
 use super::frame::{self, FrameReader, Header, Op};
@@ -70,11 +71,13 @@ pub(super) async fn serve(
             node: node.clone(),
             stream,
             reader: FrameReader::new(FRAME_BYTES_MAX),
+            read: now(),
             out: BytesMut::with_capacity(4096),
             pid,
         };
         let mut stop = stop.clone();
-        let span = tracing::debug_span!("client", pid);
+        // On at the usual level: whatever is logged of a client says whose it is.
+        let span = tracing::info_span!("client", pid, name = Empty, session = Empty);
         let serve = async move {
             tokio::select! {
                 ended = connection.serve() => if let Err(error) = ended {
@@ -101,10 +104,20 @@ fn peer(stream: &UnixStream, own: u32) -> Option<u32> {
     u32::try_from(credentials.pid()?).ok()
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "callers' patience is the shell's"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
 struct Connection {
     node: Arc<Node>,
     stream: UnixStream,
     reader: FrameReader,
+    /// When bytes were last read: no frame in the reader is younger.
+    read: Instant,
     out: BytesMut,
     pid: u32,
 }
@@ -136,6 +149,7 @@ impl Connection {
             },
             Some(Op::Attach) => match self.attach(body) {
                 Ok(session) => {
+                    tracing::Span::current().record("session", session.0);
                     let reply = Header::reply(Op::Attach, header.id);
                     frame::put(&mut self.out, reply, &pb::AttachReply {});
                     self.flush().await?;
@@ -167,12 +181,9 @@ impl Connection {
             node: self.node.clone(),
             session,
         };
-        tracing::debug!(
-            client = request.client,
-            session = session.0,
-            version,
-            "session opens"
-        );
+        tracing::Span::current().record("name", &request.client);
+        tracing::Span::current().record("session", session.0);
+        tracing::debug!(version, "session opens");
         let reply = hello_reply(&self.node, version, session, self.node.describe_pools());
         let files = self.node.handover()?;
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
@@ -231,19 +242,29 @@ impl Connection {
 
     fn call(&mut self, session: SessionId, header: &Header, body: Bytes) {
         let op = Op::from_wire(header.op);
-        let span = tracing::debug_span!("call", ?op, request_id = header.id, session = session.0);
+        let span = tracing::debug_span!("call", ?op, request_id = header.id);
         let _entered = span.enter();
-        let served = match op {
-            Some(op) => serve_frame(&self.node, session, op, header.id, body, &mut self.out),
-            None => Err(Error::Remote {
-                kind: crate::ErrorKind::Unsupported,
-                message: format!("call {} is not known to this server", header.op),
+        let unknown = || Error::Remote {
+            kind: crate::ErrorKind::Unsupported,
+            message: format!("call {} is not known to this server", header.op),
+        };
+        let served = match (op, self.is_late(header)) {
+            (_, true) => Err(Error::Timeout {
+                timeout_ms: header.timeout_ms.into(),
             }),
+            (Some(op), _) => serve_frame(&self.node, session, op, header.id, body, &mut self.out),
+            (None, _) => Err(unknown()),
         };
         if let Err(error) = served {
             tracing::debug!(%error, "call refused");
             self.put_failure(header, &error);
         }
+    }
+
+    /// Whether nobody waits for the answer any more.
+    fn is_late(&self, header: &Header) -> bool {
+        let wait = Duration::from_millis(header.timeout_ms.into());
+        !wait.is_zero() && self.read.elapsed() >= wait
     }
 
     fn put_failure(&mut self, header: &Header, error: &Error) {
@@ -268,6 +289,7 @@ impl Connection {
             if read.map_err(Error::unavailable)? == 0 {
                 return Ok(None);
             }
+            self.read = now();
         }
     }
 
@@ -316,6 +338,50 @@ pub(super) fn hello_reply(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::NodeSettings;
+
+    #[tokio::test]
+    async fn a_request_begun_after_its_time_is_refused() {
+        let settings = NodeSettings {
+            pool_bytes: 1 << 20,
+            ..NodeSettings::default()
+        };
+        let node = Node::start(&settings).expect("starts");
+        let session = node.open_session(&Client::Embedded, None).expect("opens");
+        let (mut client, server) = UnixStream::pair().expect("sockets");
+        let mut connection = Connection {
+            node,
+            stream: server,
+            reader: FrameReader::new(FRAME_BYTES_MAX),
+            read: now(),
+            out: BytesMut::new(),
+            pid: std::process::id(),
+        };
+        let mut answers = FrameReader::new(FRAME_BYTES_MAX);
+        // Both come at once; the second is begun when a millisecond has passed.
+        let mut both = BytesMut::new();
+        for timeout_ms in [60_000, 1, 0] {
+            let header = Header::request(Op::Stats, timeout_ms + 1, timeout_ms);
+            frame::put(&mut both, header, &pb::StatsRequest { session: 0 });
+        }
+        client.write_all(&both).await.expect("sends");
+        let mut failed = vec![];
+        for _ in 0..3 {
+            let (header, body) = connection.next().await.expect("reads").expect("a frame");
+            while connection.read.elapsed() < Duration::from_millis(1) {
+                std::thread::yield_now();
+            }
+            connection.call(session, &header, body);
+            answers.buffer().extend_from_slice(&connection.out.split());
+            let (answer, body) = answers.next_frame().expect("frames").expect("an answer");
+            assert_eq!(answer.id, header.id);
+            if answer.failed {
+                let failure: Error = pb::Failure::decode(body).expect("says why").into();
+                failed.push((header.timeout_ms, failure.to_string()));
+            }
+        }
+        assert_eq!(failed, [(1, "no answer within 1 ms".to_owned())]);
+    }
 
     #[test]
     fn neighbouring_versions_agree_and_others_say_why_not() {

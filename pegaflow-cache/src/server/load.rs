@@ -8,7 +8,7 @@ use super::layers::Layers;
 use super::problem::{ConfigError, Origin, Problem};
 use super::room;
 use super::settings::Settings;
-use super::validate::read_file;
+use crate::describe::read_file;
 
 /// Variable that names the configuration file where no flag does.
 pub const CONFIG_ENV: &str = "PEGAFLOW_CONFIG";

@@ -12,6 +12,7 @@ use pegaflow_mem::HugePages;
 
 use crate::core::CoreSettings;
 use crate::describe::{choices, settings};
+use crate::node::NodeSettings;
 use crate::tier::SsdSettings;
 
 settings! {
@@ -29,9 +30,13 @@ settings! {
         pub socket: Option<PathBuf> = None,
         /// TCP address for gRPC, beside the Unix socket; off when absent.
         ///
-        /// An address that other machines can reach needs `token_file`, or `insecure`. Every
-        /// user of this machine can reach a loopback address; a token helps there too.
+        /// An address that other machines can reach needs `token_file`, `tls.client_ca`, or
+        /// `insecure`. Every user of this machine can reach a loopback address; a token helps there
+        /// too. Callers can look blocks up and count, not read or write them: bytes move through
+        /// shared memory only.
         pub tcp: Option<SocketAddr> = None,
+        /// TLS of the TCP address.
+        pub tls: TlsSettings = TlsSettings::default(),
         /// HTTP address for `/health`, `/ready` and `/metrics`. Port 0 takes any free port.
         pub http: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7411)),
         /// File with the token that TCP and HTTP callers must present as `authorization: Bearer ...`.
@@ -51,10 +56,29 @@ settings! {
         pub cache: CoreSettings = CoreSettings::default(),
         /// What goes to standard error.
         pub log: LogSettings = LogSettings::default(),
-        /// Threads of the server itself.
+        /// The server itself: threads, tickets, timekeeping.
         pub runtime: RuntimeSettings = RuntimeSettings::default(),
         /// What happens on SIGTERM.
         pub shutdown: ShutdownSettings = ShutdownSettings::default(),
+    }
+}
+
+settings! {
+    /// TLS of the TCP address. Off unless both `certificate` and `key` are set.
+    pub struct TlsSettings {
+        /// File with the server's certificate chain in PEM, its own certificate first. With
+        /// `tls.key`: callers over TCP must then use TLS.
+        ///
+        /// Read once, at the start.
+        pub certificate: Option<PathBuf> = None,
+        /// File with the private key of `tls.certificate` in PEM. Only the server's user should be
+        /// able to read it.
+        pub key: Option<PathBuf> = None,
+        /// File with the certificates, in PEM, of authorities that vouch for callers. Callers must
+        /// then present a certificate that one of them has signed.
+        ///
+        /// This guards an address as `token_file` does; where both are set, callers need both.
+        pub client_ca: Option<PathBuf> = None,
     }
 }
 
@@ -148,10 +172,19 @@ choices! {
 }
 
 settings! {
-    /// Threads of the server itself.
+    /// The server itself: threads, tickets, timekeeping.
     pub struct RuntimeSettings {
         /// Threads that serve requests. 0 means one for each core, from 2 to 8.
         pub threads: u32 = 0,
+        /// Most lookups that may wait on tickets at once; further ones are answered `Busy`.
+        ///
+        /// Each costs 8 bytes of memory that clients share. 1,048,576 at most.
+        pub tickets_max: u32 = NodeSettings::default().tickets_max,
+        /// How often leases, reservations and tickets are looked through for those that are over.
+        ///
+        /// They end at most so much later than their time; 10,000 at most. A client's death is
+        /// seen at once.
+        pub tick_ms: u32 = NodeSettings::default().tick_ms,
     }
 }
 

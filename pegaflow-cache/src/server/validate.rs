@@ -5,11 +5,14 @@
 //! Looks at files only to say early what would fail later (a directory where a file belongs).
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::PathBuf;
 
 use super::layers::{Layers, escape};
-use super::settings::Settings;
-use crate::describe::format_bytes;
+use super::settings::{Settings, TlsSettings};
+use crate::describe::{first_line, format_bytes, read_file};
+use crate::error::Error;
+use crate::node::{TICK_MS_MAX, TICKETS_MAX};
+use crate::rpc::ServerTls;
 
 /// Smallest pool that makes sense: a few blocks of a small model.
 const POOL_BYTES_MIN: u64 = 16 << 20;
@@ -28,19 +31,14 @@ impl Settings {
         self.check_name(layers);
         self.check_socket(layers);
         self.check_token(layers);
-        self.check_address("http", self.http, layers);
+        self.check_tls(layers);
+        self.check_address("http", self.http, false, layers);
         if let Some(tcp) = self.tcp {
-            self.check_address("tcp", tcp, layers);
+            self.check_address("tcp", tcp, self.tls.client_ca.is_some(), layers);
         }
         self.check_pool(layers);
         self.check_cache(layers);
-        if self.runtime.threads > THREADS_MAX {
-            layers.reject(
-                "runtime.threads",
-                format!("{} threads", self.runtime.threads),
-                &format!("write 0 to {THREADS_MAX}; 0 chooses by the number of cores"),
-            );
-        }
+        self.check_runtime(layers);
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             layers.reject("log.filter", format!("`{}`: {error}", self.log.filter), "write a level (error, warn, info, debug, trace) or directives such as `info,pegaflow_cache=debug`");
         }
@@ -95,6 +93,25 @@ impl Settings {
         }
     }
 
+    fn check_runtime(&self, layers: &mut Layers) {
+        let runtime = &self.runtime;
+        if runtime.threads > THREADS_MAX {
+            layers.reject(
+                "runtime.threads",
+                format!("{} threads", runtime.threads),
+                &format!("write 0 to {THREADS_MAX}; 0 chooses by the number of cores"),
+            );
+        }
+        for (path, value, max) in [
+            ("runtime.tickets_max", runtime.tickets_max, TICKETS_MAX),
+            ("runtime.tick_ms", runtime.tick_ms, TICK_MS_MAX),
+        ] {
+            if !(1..=max).contains(&value) {
+                layers.reject(path, format!("{value}"), &format!("write 1 to {max}"));
+            }
+        }
+    }
+
     fn check_token(&self, layers: &mut Layers) {
         let Some(path) = &self.token_file else { return };
         let fix = "write a random token into a file of mode 0600: (umask 077; head -c 24 /dev/urandom | base64 > FILE)";
@@ -111,13 +128,42 @@ impl Settings {
         }
     }
 
-    fn check_address(&self, path: &str, address: SocketAddr, layers: &mut Layers) {
-        if address.ip().is_loopback() || self.insecure || self.token_file.is_some() {
+    fn check_tls(&self, layers: &mut Layers) {
+        let TlsSettings {
+            certificate,
+            key,
+            client_ca,
+        } = &self.tls;
+        let lacking = match (certificate, key) {
+            (Some(_), None) => "tls.key",
+            (None, Some(_)) => "tls.certificate",
+            (None, None) if client_ca.is_some() => "tls.certificate",
+            _ => "",
+        };
+        if !lacking.is_empty() {
+            let fix = "set `tls.certificate` and `tls.key` together, both files in PEM";
+            layers.reject(lacking, "TLS needs it", fix);
+        } else if let Err(problem) = self.tls.read() {
+            let fix = "name files in PEM: the certificate chain, and the key it was made for";
+            layers.reject(problem.setting, problem.what, fix);
+        } else if certificate.is_some() && self.tcp.is_none() {
+            let what = "nothing uses it: only `tcp` speaks TLS, and it is off".to_owned();
+            layers.warn("tls.certificate", what, "set `tcp`, or leave it out");
+        }
+    }
+
+    fn check_address(&self, path: &str, address: SocketAddr, certified: bool, layers: &mut Layers) {
+        let guarded = certified || self.insecure || self.token_file.is_some();
+        if address.ip().is_loopback() || guarded {
             return;
         }
         let what = format!("other machines can reach {address}, and nothing guards it");
+        let guard = match path {
+            "tcp" => "`token_file` or `tls.client_ca`",
+            _ => "`token_file`",
+        };
         let fix = format!(
-            "keep it on this machine ({}), or set `token_file`, or accept the risk with `insecure = true` (--insecure)",
+            "keep it on this machine ({}), or set {guard}, or accept the risk with `insecure = true` (--insecure)",
             SocketAddr::from(([127, 0, 0, 1], address.port()))
         );
         layers.reject(path, what, &fix);
@@ -143,6 +189,42 @@ impl Settings {
                 "name a directory; it is made if it does not exist",
             );
         }
+    }
+}
+
+/// A file of [`TlsSettings`] that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsProblem {
+    /// The setting that names it.
+    pub setting: &'static str,
+    /// What is wrong with it, in a sentence.
+    pub what: String,
+}
+
+impl TlsSettings {
+    /// What TCP is served with; none where TLS is not asked for.
+    ///
+    /// # Errors
+    /// [`TlsProblem`] for a file that cannot be read, or is not what it should be.
+    pub fn read(&self) -> Result<Option<ServerTls>, TlsProblem> {
+        let read = |setting, path: &Option<PathBuf>| {
+            let text = path.as_deref().map(read_file).transpose();
+            text.map_err(|what| TlsProblem { setting, what })
+        };
+        let certificate = read("tls.certificate", &self.certificate)?;
+        let key = read("tls.key", &self.key)?;
+        let client_ca = read("tls.client_ca", &self.client_ca)?;
+        let (Some(certificate), Some(key)) = (certificate, key) else {
+            return Ok(None);
+        };
+        let tls = ServerTls::new(&certificate, &key, client_ca.as_deref());
+        tls.map(Some).map_err(|error| match error {
+            Error::Setting { setting, why } => TlsProblem { setting, what: why },
+            other => TlsProblem {
+                setting: "tls.certificate",
+                what: other.to_string(),
+            },
+        })
     }
 }
 
@@ -174,31 +256,10 @@ impl Settings {
     }
 }
 
-/// The token in a token file's text.
-fn first_line(text: &str) -> &str {
-    text.lines().next().unwrap_or_default().trim()
-}
-
-/// Reads a file that a setting names.
-///
-/// # Errors
-/// A sentence that says what stands in the way.
-pub(crate) fn read_file(path: &Path) -> Result<String, String> {
-    let shown = path.display();
-    if path.is_dir() {
-        return Err(format!("{shown} is a directory, a file is wanted"));
-    }
-    std::fs::read_to_string(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => format!("{shown} does not exist"),
-        std::io::ErrorKind::PermissionDenied => format!("{shown} may not be read by this user"),
-        std::io::ErrorKind::InvalidData => format!("{shown} is not text in UTF-8"),
-        _ => format!("{shown} cannot be read: {error}"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     /// What `toml` is refused for, one line a problem; empty when it is fine.
     fn problems(toml: &str) -> String {
@@ -252,6 +313,58 @@ mod tests {
     }
 
     #[test]
+    fn tls_files_must_fit_together() {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]);
+        let made = made.expect("makes a certificate");
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).expect("write");
+            path.display().to_string()
+        };
+        let certificate = file("c.pem", &made.cert.pem());
+        let key = file("k.pem", &made.signing_key.serialize_pem());
+        let nowhere = dir.path().join("no").display().to_string();
+        let pair = |certificate: &str, key: &str| {
+            format!("tls.certificate = {certificate:?}\ntls.key = {key:?}\n")
+        };
+        let both = pair(&certificate, &key);
+        let ca = |file: &str| format!("tls.client_ca = {file:?}\n");
+        let open = |path: &str| format!("{path} = \"0.0.0.0:80\"\n");
+        for (toml, what, fix) in [
+            (
+                format!("tls.certificate = {certificate:?}"),
+                "`tls.key`",
+                "together",
+            ),
+            (
+                format!("tls.key = {key:?}"),
+                "`tls.certificate`",
+                "together",
+            ),
+            (ca(&certificate), "`tls.certificate`", "together"),
+            (pair(&nowhere, &key), "does not exist", "PEM"),
+            (pair(&key, &key), "`tls.certificate`", "PEM"),
+            (both.clone() + &ca(&key), "`tls.client_ca`", "PEM"),
+            // It hides what is said, and lets everybody in.
+            (open("tcp") + &both, "nothing guards it", "`tls.client_ca`"),
+            (
+                open("http") + &both + &ca(&certificate),
+                "`http`",
+                "token_file",
+            ),
+        ] {
+            let message = problems(&toml);
+            assert!(
+                message.contains(what) && message.contains(fix),
+                "{toml}: {message}"
+            );
+        }
+        assert_eq!(problems(&format!("tcp = \"127.0.0.1:80\"\n{both}")), "");
+        assert_eq!(problems(&(open("tcp") + &both + &ca(&certificate))), "");
+    }
+
+    #[test]
     fn what_cannot_work_is_refused_with_a_fix() {
         let long = "x".repeat(SOCKET_PATH_MAX + 1);
         for (toml, what, fix) in [
@@ -289,6 +402,16 @@ mod tests {
                 "runtime.threads = 5000".to_owned(),
                 "5000 threads",
                 "write 0 to 1024",
+            ),
+            (
+                "runtime.tick_ms = 0".to_owned(),
+                "p.toml:1: `runtime.tick_ms`: 0",
+                "write 1 to 10000",
+            ),
+            (
+                "runtime.tickets_max = 2000000".to_owned(),
+                "`runtime.tickets_max`: 2000000",
+                "write 1 to 1048576",
             ),
             (
                 "cache.leases_max = 0".to_owned(),

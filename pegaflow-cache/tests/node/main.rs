@@ -6,5 +6,6 @@ mod api;
 mod death;
 mod restart;
 mod support;
+mod tcp;
 mod wire;
 mod workers;

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Nodes, servers and namespaces for tests.
 
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -78,6 +79,7 @@ pub(crate) fn keys(namespace: &NamespaceHandle, range: std::ops::Range<u32>) -> 
 /// A server in this process, on sockets of its own.
 pub(crate) struct Served {
     pub(crate) socket: PathBuf,
+    pub(crate) tcp: Option<SocketAddr>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<pegaflow_cache::Result<()>>,
     dir: TempDir,
@@ -91,15 +93,37 @@ impl Served {
     }
 
     pub(crate) fn start_at(settings: &NodeSettings, socket: &Path, dir: TempDir) -> Self {
+        Self::start_on(settings, socket, listen(socket), Access::default(), dir)
+    }
+
+    /// A server that listens on TCP as well.
+    pub(crate) fn over_tcp(settings: &NodeSettings, tcp: TcpListener, access: Access) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let socket = dir.path().join("node.sock");
+        let listeners = Listeners {
+            tcp: Some(tcp),
+            ..listen(&socket)
+        };
+        Self::start_on(settings, &socket, listeners, access, dir)
+    }
+
+    fn start_on(
+        settings: &NodeSettings,
+        socket: &Path,
+        listeners: Listeners,
+        access: Access,
+        dir: TempDir,
+    ) -> Self {
         let node = Node::start(settings).expect("starts");
-        let socket = socket.to_owned();
-        let listeners = listen(&socket);
+        let tcp = listeners.tcp.as_ref();
+        let tcp = tcp.map(|tcp| tcp.local_addr().expect("bound"));
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(serve(node, listeners, Access::default(), async {
+        let task = tokio::spawn(serve(node, listeners, access, async {
             let _ = stopped.await;
         }));
         Self {
-            socket,
+            socket: socket.to_owned(),
+            tcp,
             stop: Some(stop),
             task,
             dir,

@@ -57,8 +57,9 @@ fn node_settings(settings: &Settings) -> NodeSettings {
         touch_threads: pool.touch_threads,
         recover_threads: pool.recover_threads,
         ssd: settings.ssd.clone(),
+        tickets_max: settings.runtime.tickets_max,
+        tick_ms: settings.runtime.tick_ms,
         core: settings.cache.clone(),
-        ..NodeSettings::default()
     }
 }
 
@@ -90,7 +91,8 @@ impl Serving {
         let (session, session_claim) = claim(&session_socket(path))?;
         let tcp = settings.tcp.map(listen).transpose()?;
         let address = tcp.as_ref().map(TcpListener::local_addr).transpose()?;
-        let access = Access::new(settings.token()?.as_deref(), settings.insecure);
+        let tls = settings.tls.read().map_err(|problem| problem.what)?;
+        let access = Access::new(settings.token()?.as_deref(), settings.insecure).with_tls(tls);
         let listeners = Listeners { grpc, session, tcp };
         let (stop, stopped) = oneshot::channel();
         let stopped = async { drop(stopped.await) };

@@ -150,15 +150,7 @@ impl Remote {
             client: self.settings.name.clone(),
         };
         let (hello, files) = lifeline.hello(&request, HELLO_BYTES_MAX).await?;
-        let spoken = crate::rpc::VERSION_MIN..=crate::rpc::VERSION_MAX;
-        if !spoken.contains(&hello.version) {
-            return Err(Error::Version {
-                ours_min: *spoken.start(),
-                ours_max: *spoken.end(),
-                theirs_min: hello.version,
-                theirs_max: hello.version,
-            });
-        }
+        super::check_version(&hello)?;
         let (pools, tickets) = Pools::attach(&hello, files, known)?;
         let link = Arc::new(Link::new(self.path.clone(), &hello, &self.settings));
         let session = Arc::new(Session {
