@@ -79,3 +79,42 @@ fn scan_slabs<W: Words + ?Sized>(
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::tables::write_slab;
+    use proptest::prelude::*;
+    use std::sync::atomic::AtomicU64;
+
+    const GEOMETRY: Geometry = Geometry {
+        capacity_bytes: 16 << 12,
+        unit_bytes: 4096,
+    };
+
+    proptest! {
+        /// Whatever stands in the windows of real slabs, what is found lies at their places.
+        #[test]
+        fn any_words_scan_without_panic(
+            words in prop::collection::vec((any::<prop::sample::Index>(), any::<u64>()), 0..200),
+            units in 1u32..8, class in 1u64..16, threads in 0usize..4,
+        ) {
+            let file: Vec<AtomicU64> =
+                (0..GEOMETRY.file_bytes() / 8).map(|_| AtomicU64::new(0)).collect();
+            let slab = Slab { first: 3, units, place_bytes: class * 256, stride_words: 8 };
+            write_slab(&file, &GEOMETRY, &slab);
+            let windows = slab.windows(&GEOMETRY);
+            let len = (windows.end - windows.start) as usize;
+            for (at, word) in words {
+                // Often a state, seldom anything else.
+                let word = if word % 3 == 0 { word } else { word & !0xffff | 0x57 };
+                file.store(windows.start + at.index(len) as u64, word);
+            }
+            let found = scan(&file, &GEOMETRY, threads);
+            prop_assert_eq!(&found.slabs, &[slab]);
+            for record in &found.records {
+                prop_assert_eq!(slab.record(&GEOMETRY, record.offset), Some(record.at));
+            }
+        }
+    }
+}

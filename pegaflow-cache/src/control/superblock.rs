@@ -120,6 +120,7 @@ pub(super) fn crc<const N: usize>(parts: [&[u64]; N]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::sync::atomic::AtomicU64;
 
     #[test]
@@ -144,5 +145,26 @@ mod tests {
         assert_eq!(Superblock::read(&file), Found::Foreign, "damaged");
         file.store(0, 1);
         assert_eq!(Superblock::read(&file), Found::Foreign, "another file");
+    }
+
+    proptest! {
+        #[test]
+        fn any_words_are_no_superblock(words in prop::collection::vec(any::<u64>(), 0..20), magic: bool) {
+            let file: Vec<AtomicU64> = words.into_iter().map(AtomicU64::new).collect();
+            if magic && file.len() > 2 {
+                file.store(0, MAGIC);
+                file.store(1, FORMAT_VERSION);
+            }
+            prop_assert!(!matches!(Superblock::read(&file), Found::Current(_)));
+            let _ = incarnation(&file);
+        }
+
+        /// However words are cut into parts, their CRC is that of their bytes.
+        #[test]
+        fn the_crc_is_that_of_the_bytes(words in prop::collection::vec(any::<u64>(), 0..100), cut in 0usize..100) {
+            let (a, b) = words.split_at(cut.min(words.len()));
+            let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+            prop_assert_eq!(crc([a, b]), u64::from(crc32fast::hash(&bytes)));
+        }
     }
 }

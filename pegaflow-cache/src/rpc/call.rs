@@ -360,3 +360,136 @@ fn quiesced(
     node.quiesced(session, SessionId(request.ended_session))?;
     Ok(pb::QuiescedReply {})
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::{Client, NodeSettings};
+    use pegaflow_mem::BlockShape;
+    use pegaflow_meta::{GroupKind, GroupSpec, Namespace, TenantSalt};
+    use proptest::prelude::*;
+
+    fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
+        prop::collection::vec(any::<u8>(), 0..max).prop_map(Bytes::from)
+    }
+
+    fn layout() -> NamespaceLayout {
+        let namespace = Namespace {
+            model: [1; 32],
+            weights: [2; 32],
+            kv_dtype: "bfloat16".to_owned(),
+            kv_quantisation: String::new(),
+            hash_algorithm: "sha256".to_owned(),
+            hash_seed: vec![],
+            groups: vec![GroupSpec {
+                kind: GroupKind::FullAttention,
+                block_tokens: 16,
+                layout: "hnd".to_owned(),
+            }],
+            tenant_salt: TenantSalt::default(),
+        };
+        let shape = BlockShape {
+            layers: 2,
+            parts: 1,
+            heads: 2,
+            inner_bytes: 256,
+        };
+        NamespaceLayout::new(namespace, &[shape])
+    }
+
+    /// Few numbers, so that they often mean something, and now and then an absurd one.
+    fn number() -> impl Strategy<Value = u32> {
+        prop_oneof![0u32..5, any::<u32>()]
+    }
+
+    fn keys() -> impl Strategy<Value = Bytes> {
+        let whole = prop::collection::vec(0u8..4, 0..8)
+            .prop_map(|keys| keys.iter().flat_map(|key| [*key; 16]).collect());
+        prop_oneof![whole, bytes(64)]
+    }
+
+    prop_compose! {
+        fn reserve_request()(
+            numbers in [number(), number(), number(), number(), number()],
+            namespace in 0u32..3, slot: bool, parent in keys(), keys in keys(),
+        ) -> pb::ReserveRequest {
+            let [group, layer_start, layer_end, head_start, head_end] = numbers;
+            let rect = pb::Slot { layer_start, layer_end, head_start, head_end };
+            let slot = slot.then_some(rect);
+            pb::ReserveRequest { session: 0, namespace, group, slot, parent, keys }
+        }
+    }
+
+    prop_compose! {
+        fn namespace_request()(
+            shape in [number(), number(), number(), number()],
+            namespace in bytes(200), stage_ends in prop::collection::vec(number(), 0..4),
+            groups in 0usize..3, tenant in ".{0,200}",
+        ) -> pb::RegisterNamespaceRequest {
+            let [layers, parts, heads, inner_bytes] = shape;
+            let shape = Some(pb::Shape { layers, parts, heads, inner_bytes });
+            let groups = vec![pb::Group { shape, stage_ends }; groups];
+            pb::RegisterNamespaceRequest { session: 0, namespace, groups, tenant }
+        }
+    }
+
+    /// A call and its body: random bytes, or a message with random fields.
+    fn body() -> impl Strategy<Value = (Op, Bytes)> {
+        let op = (Op::RegisterNamespace as u16..=Op::Stats as u16)
+            .prop_map(|number| Op::from_wire(number).expect("a call"));
+        let message = |op: Op, message: Vec<u8>| (op, Bytes::from(message));
+        let lookup = (number(), number(), keys(), number(), any::<[bool; 2]>());
+        let lookup = lookup.prop_map(move |(namespace, group, keys, mode, [lease, ticket])| {
+            let request = pb::LookupRequest {
+                session: 0,
+                namespace,
+                group,
+                keys,
+                mode: mode.cast_signed(),
+                lease,
+                ttl_ms: mode,
+                ticket,
+            };
+            message(Op::Lookup, request.encode_to_vec())
+        });
+        let seal = (0u64..9, prop::collection::vec(number(), 0..6));
+        let seal = (seal, prop::collection::vec(any::<u64>(), 0..9));
+        let seal = seal.prop_map(move |((lease, indices), checksums)| {
+            let request = pb::SealRequest {
+                session: 0,
+                lease,
+                indices,
+                checksums,
+            };
+            message(Op::Seal, request.encode_to_vec())
+        });
+        prop_oneof![
+            (op, bytes(200)),
+            lookup,
+            seal,
+            reserve_request().prop_map(move |r| message(Op::Reserve, r.encode_to_vec())),
+            namespace_request()
+                .prop_map(move |r| message(Op::RegisterNamespace, r.encode_to_vec())),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// Whatever comes in a frame is answered or refused, and the node goes on.
+        #[test]
+        fn any_body_is_answered_or_refused(calls in prop::collection::vec(body(), 1..40)) {
+            let settings = NodeSettings { pool_bytes: 1 << 20, ..NodeSettings::default() };
+            let node = Node::start(&settings).expect("starts");
+            let session = node.open_session(&Client::Embedded, None).expect("opens");
+            node.register_namespace(session, &layout()).expect("registers");
+            for (id, (op, body)) in (1..).zip(calls) {
+                let mut out = BytesMut::new();
+                let served = serve_frame(&node, session, op, id, body, &mut out);
+                prop_assert_eq!(served.is_ok(), !out.is_empty());
+            }
+            node.inspect(crate::core::Core::check);
+            prop_assert!(node.stats().capacity_bytes > 0);
+        }
+    }
+}

@@ -4,6 +4,7 @@
 
 mod api;
 mod death;
+mod pools;
 mod restart;
 mod support;
 mod tcp;
