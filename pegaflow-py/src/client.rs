@@ -6,26 +6,25 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::task::{Context, Waker};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-use pegaflow_cache::client::{self, ClientSettings, Lease, session_socket};
+use parking_lot::Mutex;
+use pegaflow_cache::client::{self, ClientSettings, session_socket};
 use pegaflow_cache::core::LookupMode;
 use pegaflow_cache::meta::{BlockKey, GroupId};
 use pegaflow_cache::node::{GroupLayout, NamespaceLayout, Node, NodeSettings};
 use pegaflow_cache::rpc::{Access, Listeners, serve};
 use pegaflow_mem::BlockShape;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
-use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
+use crate::device::Device;
 use crate::error::{cache, invalid};
-use crate::namespace::Namespace;
-use crate::rank::Rank;
-
-/// How long the first poll of a lookup waits: most answers are there by then, and a step is spared.
-const FIRST_POLL: Duration = Duration::from_micros(500);
+use crate::lookup::{Found, Lookup, Slot};
+use crate::namespace::{Known, Namespace};
+use crate::node::{Shared, is_lasting};
+use crate::rank::{Layout, Rank};
 
 /// Connection to a node, or the node itself.
 #[pyclass(frozen)]
@@ -36,16 +35,13 @@ pub(crate) struct Client {
 }
 
 #[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) client: client::Client,
-    pub(crate) runtime: Runtime,
-}
-
-#[derive(Debug)]
 struct Server {
     stop: oneshot::Sender<()>,
     paths: [PathBuf; 2],
 }
+
+/// Layers, parts, heads and bytes of a head; and the ends of pipeline stages.
+type Group = ((u32, u32, u32, u32), Vec<u32>);
 
 #[pymethods]
 impl Client {
@@ -54,87 +50,80 @@ impl Client {
     #[staticmethod]
     fn embedded(py: Python<'_>, pool_bytes: u64, path: PathBuf) -> PyResult<Self> {
         py.detach(|| {
-            let runtime = runtime()?;
+            let shared = Shared::new()?;
             let settings = NodeSettings {
                 pool_bytes,
                 ..NodeSettings::default()
             };
             let node = Node::start(&settings).map_err(cache)?;
-            let (stop, stopped) = oneshot::channel();
-            let pool = session_socket(&path);
-            let listeners = Listeners {
-                grpc: listen(&path)?,
-                session: listen(&pool)?,
-                tcp: None,
-            };
-            let served = node.clone();
-            runtime.spawn(async move {
-                let shutdown = async {
-                    let _ = stopped.await;
-                };
-                serve(served, listeners, Access::default(), shutdown).await
-            });
-            let client = client::Client::embedded(&node).map_err(cache)?;
-            let server = Server {
-                stop,
-                paths: [path, pool],
-            };
+            let server = Server::start(&shared, &node, path)?;
+            shared.set(client::Client::embedded(&node).map_err(cache)?);
             Ok(Self {
-                shared: Arc::new(Shared { client, runtime }),
+                shared,
                 server: Mutex::new(Some(server)),
             })
         })
     }
 
-    /// Connects to the node that listens at `path`.
+    /// Connects to the node that listens at `path`: waits for it for at most `wait_ms`, and goes on trying in the
+    /// background. Each call waits for its answer for at most `timeout_ms`.
     #[staticmethod]
-    fn connect(py: Python<'_>, path: PathBuf, timeout_ms: u32) -> PyResult<Self> {
+    fn connect(py: Python<'_>, path: PathBuf, timeout_ms: u32, wait_ms: u64) -> PyResult<Self> {
         py.detach(|| {
-            let runtime = runtime()?;
+            let shared = Shared::new()?;
             let settings = ClientSettings {
                 socket: path,
                 name: "python".to_owned(),
                 call_timeout_ms: timeout_ms,
                 ..ClientSettings::default()
             };
-            let client = runtime
-                .block_on(client::Client::connect(settings))
-                .map_err(cache)?;
+            shared.connect(settings, Duration::from_millis(wait_ms))?;
             Ok(Self {
-                shared: Arc::new(Shared { client, runtime }),
+                shared,
                 server: Mutex::new(None),
             })
         })
     }
 
-    /// Registers a namespace: its canonical encoding, whose blocks they are, and a shape `(layers, parts, heads,
-    /// inner_bytes)` with the ends of pipeline stages.
+    /// Why the node cannot be used at the moment; None if it can.
+    fn trouble(&self) -> Option<String> {
+        self.shared.trouble()
+    }
+
+    /// A namespace: its canonical encoding, whose blocks they are, and the shape of each group's blocks with the ends
+    /// of pipeline stages. Registered at once if the node is there, else when it is.
     fn namespace(
         &self,
         py: Python<'_>,
         encoding: &[u8],
         tenant: String,
-        shape: (u32, u32, u32, u32),
-        stage_ends: Vec<u32>,
+        groups: Vec<Group>,
     ) -> PyResult<Namespace> {
         let namespace = pegaflow_cache::meta::Namespace::decode(encoding).map_err(invalid)?;
-        let (layers, parts, heads, inner_bytes) = shape;
-        let shape = BlockShape {
-            layers,
-            parts,
-            heads,
-            inner_bytes,
-        };
-        let layout = NamespaceLayout {
+        let groups = groups
+            .into_iter()
+            .map(|((layers, parts, heads, inner_bytes), stage_ends)| {
+                let shape = BlockShape {
+                    layers,
+                    parts,
+                    heads,
+                    inner_bytes,
+                };
+                GroupLayout { shape, stage_ends }
+            });
+        let known = Arc::new(Known::new(NamespaceLayout {
             namespace,
             tenant,
-            groups: vec![GroupLayout { shape, stage_ends }],
-        };
-        let register = self.shared.client.register_namespace(layout);
-        let handle = py
-            .detach(|| self.shared.runtime.block_on(register))
-            .map_err(cache)?;
-        Ok(Namespace { handle })
+            groups: groups.collect(),
+        })?);
+        let registered = py.detach(|| {
+            let register = known.handle(&self.shared);
+            self.shared.runtime().block_on(register).map(|_| ())
+        });
+        match registered {
+            Err(error) if is_lasting(&error) => Err(cache(error)),
+            _ => Ok(Namespace { known }),
+        }
     }
 
     /// Starts to look for the longest prefix of `keys`. What is found is kept for `ttl_ms`.
@@ -147,56 +136,55 @@ impl Client {
     ) -> PyResult<Lookup> {
         let keys = split_keys(keys)?;
         let slot = Arc::new(Slot::default());
-        let (answer, shared) = (slot.clone(), self.shared.clone());
-        let handle = namespace.handle.clone();
+        let lookup = Lookup::new(self.shared.clone(), slot.clone());
+        let (shared, known) = (self.shared.clone(), namespace.known.clone());
         let ask = async move {
-            let lookup = client::Lookup {
-                lease: Some(Duration::from_millis(ttl_ms)),
-                mode: LookupMode::Prefix,
-                ..client::Lookup::prefix(&handle, GroupId(0), &keys)
+            let found = if shared.is_slow() {
+                Err(pegaflow_cache::Error::Timeout { timeout_ms: 0 })
+            } else {
+                look_up(&shared, &known, &keys, ttl_ms).await
             };
-            let found = shared.client.lookup(&lookup).await;
-            answer.put(&shared, found).await;
+            slot.put(&shared, found).await;
         };
-        py.detach(|| self.shared.runtime.spawn(ask));
-        Ok(Lookup {
-            slot,
-            started: now(),
-        })
+        py.detach(|| self.start(ask));
+        Ok(lookup)
     }
 
     /// Gives leases back. Never fails: a node that is away holds nothing.
     fn release(&self, py: Python<'_>, found: Vec<PyRef<'_, Found>>) {
-        let leases: Vec<_> = found
-            .iter()
-            .filter_map(|found| found.lease.clone())
-            .collect();
+        let leases = found.iter().filter_map(|found| found.lease.clone());
+        let leases: Vec<_> = leases.collect();
         let shared = self.shared.clone();
         let give_back = async move {
+            let Ok(client) = shared.client() else { return };
             for lease in leases {
-                let _ = shared.client.release(&lease).await;
+                let _ = client.release(&lease).await;
             }
         };
-        py.detach(|| self.shared.runtime.spawn(give_back));
+        py.detach(|| self.start(give_back));
     }
 
-    /// This rank's copies: see `Rank`.
+    /// The copies of a rank for one group of the namespace, whose KV lies in memory of `device` as `layout` says.
     fn rank(
         &self,
         py: Python<'_>,
+        device: &Device,
         namespace: &Namespace,
-        layout: crate::rank::Layout,
-        threads: u32,
+        group: u16,
+        layout: Layout,
     ) -> PyResult<Rank> {
-        let (shared, handle) = (self.shared.clone(), namespace.handle.clone());
-        py.detach(|| Rank::open(shared, handle, layout, threads))
+        let (shared, device) = (self.shared.clone(), device.clone());
+        let known = namespace.known.clone();
+        py.detach(|| Rank::open(shared, device, known, GroupId(group), layout))
     }
 
     /// Counters and sizes of the node, by name.
     fn stats(&self, py: Python<'_>) -> PyResult<std::collections::HashMap<&'static str, u64>> {
-        let stats = py
-            .detach(|| self.shared.runtime.block_on(self.shared.client.stats()))
-            .map_err(cache)?;
+        let stats = py.detach(|| {
+            let client = self.shared.client()?;
+            self.shared.runtime().block_on(client.stats())
+        });
+        let stats = stats.map_err(cache)?;
         Ok([
             ("blocks", stats.blocks),
             ("capacity_bytes", stats.capacity_bytes),
@@ -223,113 +211,61 @@ impl Client {
     }
 }
 
-/// A lookup on its way.
-#[pyclass(frozen)]
-#[derive(Debug)]
-pub(crate) struct Lookup {
-    slot: Arc<Slot>,
-    started: Instant,
-}
-
-#[pymethods]
-impl Lookup {
-    /// What was found, or None while the node has not answered. `wait_ms` after its start a lookup that still has
-    /// no answer has found nothing.
-    fn poll(&self, py: Python<'_>, wait_ms: u64) -> Option<Found> {
-        let first = FIRST_POLL.saturating_sub(self.started.elapsed());
-        if let Some(found) = py.detach(|| self.slot.take(first)) {
-            return Some(found);
-        }
-        if self.started.elapsed() < Duration::from_millis(wait_ms) {
-            return None;
-        }
-        self.cancel();
-        Some(Found::default())
-    }
-
-    /// The answer is not wanted any more: its lease is given back when it comes.
-    fn cancel(&self) {
-        self.slot.state.lock().cancelled = true;
-    }
-}
-
-/// Blocks that a lookup found: the first ones of its keys.
-#[pyclass(frozen)]
-#[derive(Debug, Default)]
-pub(crate) struct Found {
-    lease: Option<Lease>,
-    places: Vec<u8>,
-    generations: Vec<u8>,
-}
-
-#[pymethods]
-impl Found {
-    /// How many.
-    #[getter]
-    fn ready(&self) -> usize {
-        self.generations.len() / 4
-    }
-
-    /// Where they are: 8 bytes each, for `Rank.load`.
-    #[getter]
-    fn places<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.places)
-    }
-
-    /// The use of each place: 4 bytes each, for `Rank.load`.
-    #[getter]
-    fn generations<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &self.generations)
-    }
-}
-
-#[derive(Debug, Default)]
-struct State {
-    found: Option<Found>,
-    cancelled: bool,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    state: Mutex<State>,
-    came: Condvar,
-}
-
-impl Slot {
-    async fn put(&self, shared: &Shared, found: Result<client::Found, pegaflow_cache::Error>) {
-        // A node that does not answer has nothing.
-        let found = found.map_or_else(|_| Found::default(), into_found);
-        let lease = found.lease.clone();
-        let unwanted = {
-            let mut state = self.state.lock();
-            state.found = Some(found);
-            self.came.notify_all();
-            state.cancelled
+impl Client {
+    /// Runs `work`: here as far as it goes without waiting (with a node in this process, to its end), the rest in the
+    /// background.
+    fn start(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut work = Box::pin(work);
+        let runtime = self.shared.runtime();
+        let done = {
+            let _inside = runtime.enter();
+            let mut context = Context::from_waker(Waker::noop());
+            work.as_mut().poll(&mut context).is_ready()
         };
-        if let Some(lease) = lease.filter(|_| unwanted) {
-            let _ = shared.client.release(&lease).await;
+        if !done {
+            runtime.spawn(work);
         }
-    }
-
-    fn take(&self, wait: Duration) -> Option<Found> {
-        let mut state = self.state.lock();
-        if state.found.is_none() && !wait.is_zero() {
-            self.came.wait_for(&mut state, wait);
-        }
-        state.found.take()
     }
 }
 
-fn into_found(found: client::Found) -> Found {
-    let mut out = Found {
-        lease: found.lease,
-        ..Found::default()
-    };
-    for block in &found.blocks {
-        out.places.extend(block.place.to_bits().to_le_bytes());
-        out.generations.extend(block.generation.to_le_bytes());
+impl Server {
+    fn start(shared: &Shared, node: &Arc<Node>, path: PathBuf) -> PyResult<Self> {
+        let (stop, stopped) = oneshot::channel();
+        let pool = session_socket(&path);
+        let listeners = Listeners {
+            grpc: listen(&path)?,
+            session: listen(&pool)?,
+            tcp: None,
+        };
+        let served = node.clone();
+        shared.runtime().spawn(async move {
+            let shutdown = async {
+                let _ = stopped.await;
+            };
+            serve(served, listeners, Access::default(), shutdown).await
+        });
+        Ok(Self {
+            stop,
+            paths: [path, pool],
+        })
     }
-    out
+}
+
+async fn look_up(
+    shared: &Shared,
+    known: &Known,
+    keys: &[BlockKey],
+    ttl_ms: u64,
+) -> pegaflow_cache::Result<client::Found> {
+    let handle = known.handle(shared).await?;
+    let lookup = client::Lookup {
+        lease: Some(Duration::from_millis(ttl_ms)),
+        mode: LookupMode::Prefix,
+        ..client::Lookup::prefix(handle, GroupId(0), keys)
+    };
+    let found = shared.client()?.lookup(&lookup).await;
+    shared.note(&found);
+    found
 }
 
 /// Keys from Python: 16 bytes each.
@@ -341,26 +277,9 @@ pub(crate) fn split_keys(bytes: &[u8]) -> PyResult<Vec<BlockKey>> {
     Ok(keys.iter().map(|key| BlockKey(*key)).collect())
 }
 
-fn runtime() -> PyResult<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("pegaflow")
-        .enable_all()
-        .build()
-        .map_err(invalid)
-}
-
 fn listen(path: &Path) -> PyResult<UnixListener> {
     let listener =
         UnixListener::bind(path).map_err(|e| invalid(format!("{}: {e}", path.display())))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(invalid)?;
     Ok(listener)
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a shell: measures how long an engine has waited"
-)]
-fn now() -> Instant {
-    Instant::now()
 }

@@ -6,9 +6,14 @@
 //! call holds the GIL while it waits.
 
 mod client;
+mod device;
 mod error;
+mod load;
+mod lookup;
 mod namespace;
+mod node;
 mod rank;
+mod save;
 mod sys;
 
 use pyo3::prelude::*;
@@ -17,9 +22,15 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::client::{Client, Found, Lookup};
+    use super::client::Client;
+    #[pymodule_export]
+    use super::device::{Device, probe_gpus};
     #[pymodule_export]
     use super::error::PegaFlowError;
+    #[pymodule_export]
+    use super::load::Loading;
+    #[pymodule_export]
+    use super::lookup::{Found, Lookup};
     #[pymodule_export]
     use super::namespace::{Namespace, encode_namespace};
     #[pymodule_export]

@@ -2,18 +2,52 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Namespaces and keys.
 
-use crate::error::invalid;
+use std::sync::Arc;
+
+use pegaflow_cache::Error;
 use pegaflow_cache::client::NamespaceHandle;
-use pegaflow_cache::meta::{GroupId, GroupKind, GroupSpec, TenantSalt};
+use pegaflow_cache::meta::{BlockKey, GroupId, GroupKind, GroupSpec, NamespaceId, TenantSalt};
+use pegaflow_cache::node::NamespaceLayout;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
+use tokio::sync::OnceCell;
 
-/// A namespace that is registered with the node: makes keys.
+use crate::error::invalid;
+use crate::node::Shared;
+
+/// A namespace: makes keys, also while the node is away.
 #[pyclass(frozen)]
 #[derive(Debug)]
 pub(crate) struct Namespace {
-    pub(crate) handle: NamespaceHandle,
+    pub(crate) known: Arc<Known>,
+}
+
+/// A namespace, and its registration once the node has taken it.
+#[derive(Debug)]
+pub(crate) struct Known {
+    id: NamespaceId,
+    pub(crate) layout: NamespaceLayout,
+    handle: OnceCell<NamespaceHandle>,
+}
+
+impl Known {
+    pub(crate) fn new(layout: NamespaceLayout) -> PyResult<Self> {
+        Ok(Self {
+            id: layout.namespace.fingerprint().map_err(invalid)?,
+            layout,
+            handle: OnceCell::new(),
+        })
+    }
+
+    /// Its registration with the node.
+    pub(crate) async fn handle(&self, shared: &Shared) -> Result<&NamespaceHandle, Error> {
+        let register = || async {
+            let client = shared.client()?;
+            client.register_namespace(self.layout.clone()).await
+        };
+        self.handle.get_or_try_init(register).await
+    }
 }
 
 #[pymethods]
@@ -27,7 +61,7 @@ impl Namespace {
     ) -> Bound<'py, PyBytes> {
         let mut keys = Vec::with_capacity(hashes.len() * 16);
         for hash in &hashes {
-            keys.extend_from_slice(&self.handle.key(GroupId(group), hash).0);
+            keys.extend_from_slice(&BlockKey::derive(&self.known.id, GroupId(group), hash).0);
         }
         PyBytes::new(py, &keys)
     }
@@ -43,20 +77,15 @@ pub(crate) struct Parts {
     kv_quantisation: String,
     hash_algorithm: String,
     hash_seed: Vec<u8>,
-    layout: String,
-    block_tokens: u32,
-    mla: bool,
+    /// Kind, tokens of a block, tokens of the window, and name of the layout of each group.
+    groups: Vec<(String, u32, u32, String)>,
     tenant_salt: Vec<u8>,
 }
 
-/// The canonical encoding of a namespace with one group.
+/// The canonical encoding of a namespace.
 #[pyfunction]
 pub(crate) fn encode_namespace(py: Python<'_>, parts: Parts) -> PyResult<Bound<'_, PyBytes>> {
-    let kind = if parts.mla {
-        GroupKind::Mla
-    } else {
-        GroupKind::FullAttention
-    };
+    let groups = parts.groups.into_iter().map(group);
     let namespace = pegaflow_cache::meta::Namespace {
         model: parts.model,
         weights: parts.weights,
@@ -64,13 +93,26 @@ pub(crate) fn encode_namespace(py: Python<'_>, parts: Parts) -> PyResult<Bound<'
         kv_quantisation: parts.kv_quantisation,
         hash_algorithm: parts.hash_algorithm,
         hash_seed: parts.hash_seed,
-        groups: vec![GroupSpec {
-            kind,
-            block_tokens: parts.block_tokens,
-            layout: parts.layout,
-        }],
+        groups: groups.collect::<PyResult<_>>()?,
         tenant_salt: TenantSalt(parts.tenant_salt),
     };
     let encoding = namespace.encode().map_err(invalid)?;
     Ok(PyBytes::new(py, &encoding))
+}
+
+fn group(
+    (kind, block_tokens, window_tokens, layout): (String, u32, u32, String),
+) -> PyResult<GroupSpec> {
+    let kind = match kind.as_str() {
+        "full" => GroupKind::FullAttention,
+        "mla" => GroupKind::Mla,
+        "window" => GroupKind::SlidingWindow { window_tokens },
+        "state" => GroupKind::State,
+        other => return Err(invalid(format!("no kind of group is called {other:?}"))),
+    };
+    Ok(GroupSpec {
+        kind,
+        block_tokens,
+        layout,
+    })
 }

@@ -2,23 +2,27 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One rank's copies between the engine's KV tensors and the pool.
 //!
-//! A load is verified: what the pool gave is compared with the checksums made when it was saved, and a block that
-//! differs is reported to the node and to the caller, by its number.
+//! Loads are started by the engine's thread and read by it; saves go into a lane of their own and are never waited for,
+//! but where the engine is about to write to the same blocks.
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-use pegaflow_cache::client::{NamespaceHandle, PoolView, Reserve, Session};
-use pegaflow_cache::core::{Answer, BlockRef, Place};
-use pegaflow_cache::meta::{BlockKey, GroupId};
-use pegaflow_mem::device::host::{HostDevice, HostSettings};
-use pegaflow_mem::device::{CopyJob, Device, Direction, PoolHandle};
-use pegaflow_mem::{BlockCopy, KvLayout, LayerView, Slot};
+use pegaflow_cache::Error;
+use pegaflow_cache::core::{BlockRef, Place};
+use pegaflow_cache::meta::GroupId;
+use pegaflow_cache::worker::{Save, Worker, WorkerSettings};
+use pegaflow_mem::{KvLayout, LayerView, Slot};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use tokio::sync::OnceCell;
 
-use crate::client::{Shared, split_keys};
+use crate::client::split_keys;
+use crate::device::Device;
 use crate::error::{cache, invalid, memory};
-use crate::sys::engine_memory;
+use crate::load::Loading;
+use crate::namespace::Known;
+use crate::node::{Shared, is_lasting};
+use crate::save::{Job, Lane, Tally};
 
 /// Where a rank's blocks lie in the engine's memory.
 #[derive(Debug, FromPyObject)]
@@ -29,275 +33,186 @@ pub(crate) struct Layout {
     blocks: u32,
     /// Address, block stride, part stride and head stride of each layer, in bytes.
     views: Vec<(u64, u64, u64, u64)>,
-    /// Address and bytes of each piece of the engine's memory that the views lie in.
-    memory: Vec<(u64, u64)>,
 }
 
 /// A rank's copies.
 #[pyclass(frozen)]
 #[derive(Debug)]
 pub(crate) struct Rank {
-    shared: Arc<Shared>,
-    namespace: NamespaceHandle,
-    device: HostDevice,
-    layout: Arc<KvLayout>,
-    /// Index of the rank's first checksum among a block's, by stage.
-    sums: Vec<std::ops::Range<usize>>,
-    pools: Mutex<Vec<([u8; 16], PoolHandle)>>,
+    inner: Arc<Inner>,
+    lane: Lane,
 }
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) device: Device,
+    namespace: Arc<Known>,
+    group: GroupId,
+    pub(crate) layout: Arc<KvLayout>,
+    worker: OnceCell<Worker>,
+}
+
+/// Keys, places, generations and the engine's blocks: 16, 8, 4 and 4 bytes a block.
+type LoadItem = (PyBackedBytes, PyBackedBytes, PyBackedBytes, PyBackedBytes);
+/// Number, key of the block before, keys, and the engine's blocks.
+type SaveItem = (u64, PyBackedBytes, PyBackedBytes, PyBackedBytes);
 
 #[pymethods]
 impl Rank {
-    /// Copies blocks from the pool to the engine's `blocks` and waits for them. Returns the positions of those that
-    /// are not there as they were saved.
-    fn load(
-        &self,
-        py: Python<'_>,
-        keys: &[u8],
-        places: &[u8],
-        generations: &[u8],
-        blocks: Vec<u32>,
-    ) -> PyResult<Vec<usize>> {
-        let keys = split_keys(keys)?;
-        let refs = block_refs(places, generations)?;
+    /// Starts to copy blocks from the pool to the engine, after what its `stream` has to do by now.
+    #[pyo3(signature = (items, stream=None))]
+    fn load(&self, py: Python<'_>, items: Vec<LoadItem>, stream: Option<u64>) -> PyResult<Loading> {
+        let (mut keys, mut refs, mut blocks) = (vec![], vec![], vec![]);
+        for (item_keys, places, generations, engine) in &items {
+            keys.extend(split_keys(item_keys)?);
+            block_refs(places, generations, &mut refs)?;
+            blocks.extend(block_numbers(engine)?);
+        }
         if keys.len() != refs.len() || keys.len() != blocks.len() {
             return Err(invalid(
                 "keys, places, generations and blocks must be of one length",
             ));
         }
-        py.detach(|| self.load_blocks(&keys, &refs, &blocks))
+        py.detach(|| Loading::start(&self.inner, keys, refs, &blocks, stream))
     }
 
-    /// Copies the engine's `blocks` into the pool, but for those that are there, and makes them visible. Returns
-    /// how many were copied.
-    fn save(
-        &self,
-        py: Python<'_>,
-        parent: &[u8],
-        keys: &[u8],
-        blocks: Vec<u32>,
-    ) -> PyResult<usize> {
-        let parent = split_keys(parent)?.first().copied();
-        let keys = split_keys(keys)?;
-        if keys.len() != blocks.len() {
-            return Err(invalid("keys and blocks must be of one length"));
+    /// Lets blocks be saved that the node does not have, after what the engine's `stream` has to do by now. Returns at
+    /// once; numbers must rise.
+    #[pyo3(signature = (items, stream=None))]
+    fn save(&self, items: Vec<SaveItem>, stream: Option<u64>) -> PyResult<()> {
+        let after = self.inner.device.event(stream)?;
+        for (number, parent, keys, blocks) in items {
+            let save = Save {
+                parent: split_keys(&parent)?.first().copied(),
+                keys: split_keys(&keys)?,
+                blocks: block_numbers(&blocks)?,
+                after: after.clone(),
+            };
+            self.lane.push(Job { number, save });
         }
-        py.detach(|| self.save_blocks(parent, &keys, &blocks))
+        Ok(())
     }
 
-    /// Waits for copies that still run, and lets go of the engine's memory.
+    /// The number up to which saves are over, and what became of blocks since the last call: saved, there already,
+    /// refused; bytes copied; and what went wrong last.
+    fn saves(&self) -> (u64, u64, u64, u64, u64, Option<String>) {
+        let Tally {
+            through,
+            saved,
+            known,
+            refused,
+            bytes,
+            error,
+        } = self.lane.take();
+        (through, saved, known, refused, bytes, error)
+    }
+
+    /// Waits until saves up to `number` are over: nothing reads their blocks any more.
+    fn settle(&self, py: Python<'_>, number: u64) {
+        py.detach(|| self.lane.settle(number));
+    }
+
+    /// Ends what runs: saves that have not begun are dropped, others end first.
     fn close(&self, py: Python<'_>) {
-        py.detach(|| self.pools.lock().clear());
+        py.detach(|| self.lane.close());
     }
 }
 
 impl Rank {
     pub(crate) fn open(
         shared: Arc<Shared>,
-        namespace: NamespaceHandle,
+        device: Device,
+        namespace: Arc<Known>,
+        group: GroupId,
         layout: Layout,
-        threads: u32,
     ) -> PyResult<Self> {
-        let settings = HostSettings {
-            threads,
-            ..HostSettings::default()
-        };
-        let device = HostDevice::new(&settings).map_err(memory)?;
-        for (address, bytes) in &layout.memory {
-            device
-                .register(engine_memory(*address, *bytes)?)
-                .map_err(memory)?;
-        }
-        let group = namespace
-            .layout()
-            .groups
-            .first()
-            .ok_or_else(|| invalid("a namespace without groups"))?;
+        let known = namespace.layout.groups.get(usize::from(group.0));
+        let known = known.ok_or_else(|| invalid("the namespace has no such group"))?;
         let slot = Slot {
             layers: layout.layers.0..layout.layers.1,
             heads: layout.heads.0..layout.heads.1,
         };
-        let stages = group.stages_of(&slot).map_err(cache)?;
-        if stages.len() != 1 {
-            return Err(invalid("a rank must hold exactly one pipeline stage"));
-        }
-        let heads = group.shape.heads as usize;
-        let sums = stages
-            .map(|stage| {
-                stage as usize * heads + slot.heads.start as usize
-                    ..stage as usize * heads + slot.heads.end as usize
-            })
-            .collect();
-        let views = layout
-            .views
-            .iter()
-            .map(|(base, block_stride, part_stride, head_stride)| LayerView {
-                base: *base,
-                block_stride: *block_stride,
-                part_stride: *part_stride,
-                head_stride: *head_stride,
-            });
-        let layout =
-            KvLayout::new(group.shape, slot, views.collect(), layout.blocks).map_err(memory)?;
-        Ok(Self {
-            shared,
-            namespace,
-            device,
-            layout: Arc::new(layout),
-            sums,
-            pools: Mutex::default(),
-        })
-    }
-
-    fn load_blocks(
-        &self,
-        keys: &[BlockKey],
-        refs: &[BlockRef],
-        blocks: &[u32],
-    ) -> PyResult<Vec<usize>> {
-        let session = self.shared.client.session().map_err(cache)?;
-        let _copying = session.begin_copy().map_err(cache)?;
-        let places: Vec<_> = refs.iter().map(|block| block.place).collect();
-        let got = self.copy(Direction::Load, &session, &places, blocks)?;
-        let per_block = self.layout.slot().checksums() * self.sums.len();
-        let mut failed = Vec::new();
-        for (at, (key, block)) in keys.iter().zip(refs).enumerate() {
-            let saved = self.saved(&session, *key, block)?;
-            if saved.as_deref() == Some(&got[at * per_block..][..per_block]) {
-                continue;
-            }
-            failed.push(at);
-            if saved.is_some() {
-                // Best effort: the block is a miss for this caller either way.
-                let _ = self
-                    .shared
-                    .runtime
-                    .block_on(self.shared.client.report_corrupt(*key, block));
-            }
-        }
-        Ok(failed)
-    }
-
-    fn save_blocks(
-        &self,
-        parent: Option<BlockKey>,
-        keys: &[BlockKey],
-        blocks: &[u32],
-    ) -> PyResult<usize> {
-        let reserve = Reserve {
-            namespace: &self.namespace,
-            group: GroupId(0),
-            slot: self.layout.slot(),
-            parent,
-            keys,
-        };
-        let runtime = &self.shared.runtime;
-        let reservation = runtime
-            .block_on(self.shared.client.reserve(&reserve))
-            .map_err(cache)?;
-        let (mut items, mut places, mut engine) = (vec![], vec![], vec![]);
-        for (item, answer) in reservation.answers.iter().enumerate() {
-            if let Answer::Place { place, .. } = answer {
-                items.push(item as u32);
-                places.push(*place);
-                engine.push(blocks[item]);
-            }
-        }
-        if items.is_empty() {
-            return Ok(0);
-        }
-        let copied = reservation.begin_copy().map_err(cache).and_then(|guard| {
-            let sums = self.copy(Direction::Save, reservation.session(), &places, &engine);
-            drop(guard);
-            sums
+        let views = layout.views.iter().map(|view| LayerView {
+            base: view.0,
+            block_stride: view.1,
+            part_stride: view.2,
+            head_stride: view.3,
         });
-        match copied {
-            Ok(sums) => {
-                let seal = self.shared.client.seal(&reservation, &items, &sums);
-                runtime.block_on(seal).map_err(cache)?;
-                Ok(items.len())
-            }
-            Err(error) => {
-                // The copy is over, whatever came of it.
-                let _ = runtime.block_on(self.shared.client.abort(&reservation, true));
-                Err(error)
-            }
+        let layout = KvLayout::new(known.shape, slot, views.collect(), layout.blocks);
+        let inner = Arc::new(Inner {
+            layout: Arc::new(layout.map_err(memory)?),
+            shared,
+            device,
+            namespace,
+            group,
+            worker: OnceCell::new(),
+        });
+        let runtime = inner.shared.runtime();
+        match runtime.block_on(inner.worker()).map(|_| ()) {
+            Err(error) if is_lasting(&error) => return Err(cache(error)),
+            _ => {}
         }
-    }
-
-    /// Copies, pool by pool; the checksums of all blocks in order.
-    fn copy(
-        &self,
-        direction: Direction,
-        session: &Session,
-        places: &[Place],
-        blocks: &[u32],
-    ) -> PyResult<Vec<u64>> {
-        let mut sums = Vec::new();
-        let mut start = 0;
-        while start < places.len() {
-            let number = places[start].pool();
-            let end = places[start..]
-                .iter()
-                .position(|place| place.pool() != number)
-                .map_or(places.len(), |n| start + n);
-            let copies = places[start..end].iter().zip(&blocks[start..end]);
-            let copies = copies.map(|(place, block)| BlockCopy {
-                block: *block,
-                place: place.offset(),
-            });
-            let pool = session.pools().of(places[start]).map_err(cache)?;
-            let job = CopyJob::new(self.layout.clone(), self.attach(pool)?, copies.collect());
-            let outcome = self
-                .device
-                .copy(direction, job)
-                .map_err(|refused| memory(refused.error))?
-                .wait();
-            outcome.result.map_err(memory)?;
-            sums.extend(outcome.checksums);
-            start = end;
-        }
-        Ok(sums)
-    }
-
-    /// This rank's checksums as they were saved with a block; none if the block is not there any more.
-    fn saved(
-        &self,
-        session: &Session,
-        key: BlockKey,
-        block: &BlockRef,
-    ) -> PyResult<Option<Vec<u64>>> {
-        let pool = session.pools().of(block.place).map_err(cache)?;
-        let Some(all) = pool.checksums(block.place.offset(), key, block.generation) else {
-            return Ok(None);
-        };
-        let mine = self.sums.iter().map(|range| all.get(range.clone()));
-        Ok(mine.collect::<Option<Vec<_>>>().map(|parts| parts.concat()))
-    }
-
-    fn attach(&self, pool: &PoolView) -> PyResult<PoolHandle> {
-        let mut pools = self.pools.lock();
-        if let Some((_, handle)) = pools.iter().find(|(uuid, _)| *uuid == pool.uuid) {
-            return Ok(handle.clone());
-        }
-        let handle = self.device.attach_pool(pool.data.clone()).map_err(memory)?;
-        pools.push((pool.uuid, handle.clone()));
-        Ok(handle)
+        let lane = Lane::start(runtime, inner.clone());
+        Ok(Self { inner, lane })
     }
 }
 
-fn block_refs(places: &[u8], generations: &[u8]) -> PyResult<Vec<BlockRef>> {
+impl Inner {
+    /// The worker, once the node is there; with the node's pools made known to the device.
+    pub(crate) async fn worker(&self) -> Result<&Worker, Error> {
+        self.worker.get_or_try_init(|| self.open_worker()).await
+    }
+
+    /// The worker, if it is there already.
+    pub(crate) fn worker_now(&self) -> Result<&Worker, Error> {
+        self.worker.get().ok_or_else(|| Error::Unavailable {
+            why: "not connected yet".to_owned(),
+        })
+    }
+
+    async fn open_worker(&self) -> Result<Worker, Error> {
+        let client = self.shared.client()?.clone();
+        let handle = self.namespace.handle(&self.shared).await?.clone();
+        let session = client.session()?;
+        let worker = Worker::new(
+            client,
+            self.device.any(),
+            handle,
+            self.group,
+            self.layout.clone(),
+            WorkerSettings::default(),
+        )?;
+        tokio::task::block_in_place(|| -> Result<(), Error> {
+            for pool in session.pools().iter() {
+                self.device.pin(&worker.attach(pool)?)?;
+            }
+            Ok(())
+        })?;
+        Ok(worker)
+    }
+}
+
+fn block_refs(places: &[u8], generations: &[u8], refs: &mut Vec<BlockRef>) -> PyResult<()> {
     let (places, odd) = places.as_chunks::<8>();
     let (generations, rest) = generations.as_chunks::<4>();
     if !odd.is_empty() || !rest.is_empty() || places.len() != generations.len() {
         return Err(invalid("places must be 8 bytes each, generations 4"));
     }
+    let first = refs.len();
     let columns = places.iter().zip(generations).enumerate();
-    Ok(columns
-        .map(|(at, (place, generation))| BlockRef {
-            place: Place::from_bits(u64::from_le_bytes(*place)),
-            generation: u32::from_le_bytes(*generation),
-            key: at as u32,
-        })
-        .collect())
+    refs.extend(columns.map(|(at, (place, generation))| BlockRef {
+        place: Place::from_bits(u64::from_le_bytes(*place)),
+        generation: u32::from_le_bytes(*generation),
+        key: (first + at) as u32,
+    }));
+    Ok(())
+}
+
+fn block_numbers(bytes: &[u8]) -> PyResult<Vec<u32>> {
+    let (numbers, rest) = bytes.as_chunks::<4>();
+    if !rest.is_empty() {
+        return Err(invalid("blocks must be 4 bytes each"));
+    }
+    Ok(numbers.iter().map(|n| u32::from_le_bytes(*n)).collect())
 }

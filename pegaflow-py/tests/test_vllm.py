@@ -1,212 +1,173 @@
 # Copyright PegaFlow contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The connector in a real vLLM engine (CPU backend): save, forget, load, compare.
-
-Attention does not see the order of blocks, so tokens and log-probabilities are not enough: the bytes of every block
-are compared with those that were saved.
-"""
+"""The connector in a real vLLM engine: save, forget, load, compare."""
 
 from __future__ import annotations
 
-import hashlib
-import os
+import json
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
-os.environ.update(
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_CPU_KVCACHE_SPACE="1",
-    HF_HUB_OFFLINE="1",
-    VLLM_NO_USAGE_STATS="1",
-    VLLM_LOGGING_LEVEL="WARNING",
-)
 vllm = pytest.importorskip("vllm", reason="needs vLLM: see the package's README")
 
-import model  # noqa: E402
-from pegaflow.vllm.scheduler import Scheduler  # noqa: E402
-from pegaflow.vllm.worker import Worker  # noqa: E402
+from harness import BLOCK, COMMON, PROMPTS, SAMPLING, Answers, close, engine, forget, scheduler_of, settle
 
-BLOCK = 32
-COMMON = [(i * 37 + 11) % 500 + 3 for i in range(130)]
-PROMPTS = [COMMON + [(i * 7 + j * 13) % 500 + 3 for j in range(70)] for i in range(3)]
-SAMPLING = vllm.SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False, logprobs=1)
+POOL = {"pool_bytes": "256MiB"}
 
 
-def engine(folder: str, extra: dict | None, **changes):
-    transfer = {}
-    if extra is not None:
-        transfer["kv_transfer_config"] = {
-            "kv_connector": "PegaFlowConnector",
-            "kv_connector_module_path": "pegaflow.vllm",
-            "kv_role": "kv_both",
-            "kv_connector_extra_config": extra,
-        }
-    settings = dict(
-        model=folder,
-        skip_tokenizer_init=True,
-        max_model_len=512,
-        dtype="float32",
-        enforce_eager=True,
-        seed=0,
-        max_num_seqs=8,
-        max_num_batched_tokens=1024,
-        block_size=BLOCK,
-    )
-    return vllm.LLM(**{**settings, **transfer, **changes})
-
-
-class Answers:
-    """Tokens, log-probabilities and cached tokens of some prompts."""
-
-    def __init__(self, llm, prompts=PROMPTS):
-        out = llm.generate([{"prompt_token_ids": p} for p in prompts], SAMPLING, use_tqdm=False)
-        self.tokens = [list(o.outputs[0].token_ids) for o in out]
-        self.logprobs = [[next(iter(d.values())).logprob for d in o.outputs[0].logprobs] for o in out]
-        self.cached = [o.num_cached_tokens for o in out]
-
-    def distance(self, other: Answers) -> float:
-        return max(
-            abs(a - b) for u, v in zip(self.logprobs, other.logprobs, strict=True) for a, b in zip(u, v, strict=True)
-        )
-
-
-class Spy:
-    """Hashes of the engine's blocks by key, as saved and as loaded."""
-
-    def __init__(self, monkeypatch):
-        self.saved: dict[bytes, bytes] = {}
-        self.loaded: list[tuple[bytes, bytes]] = []
-        self.failed = 0
-        self.tensors: dict[str, object] = {}
-        save, load = Worker.save, Worker.load
-
-        def spy_save(worker, meta):
-            for item in meta.saves:
-                self.saved.update(zip(keys(item.keys), map(self.hash, item.blocks), strict=True))
-            save(worker, meta)
-
-        def spy_load(worker, meta):
-            load(worker, meta)
-            failed = worker._failed
-            self.failed += len(failed)
-            for item in meta.loads:
-                pairs = zip(keys(item.keys), item.blocks, strict=True)
-                self.loaded.extend((key, self.hash(block)) for key, block in pairs if block not in failed)
-
-        monkeypatch.setattr(Worker, "save", spy_save)
-        monkeypatch.setattr(Worker, "load", spy_load)
-        from pegaflow.vllm.connector import PegaFlowConnector
-
-        register = PegaFlowConnector.register_kv_caches
-
-        def spy_register(connector, caches):
-            self.tensors = caches
-            register(connector, caches)
-
-        monkeypatch.setattr(PegaFlowConnector, "register_kv_caches", spy_register)
-
-    def hash(self, block: int) -> bytes:
-        digest = hashlib.sha256()
-        for name in sorted(self.tensors):
-            digest.update(self.tensors[name][block].contiguous().view(-1).numpy().tobytes())
-        return digest.digest()
-
-    def check(self) -> int:
-        """Every block that was loaded has the bytes that were saved under its key."""
-        for key, digest in self.loaded:
-            assert self.saved[key] == digest
-        return len(self.loaded)
-
-
-def keys(packed: bytes) -> list[bytes]:
-    return [packed[at : at + 16] for at in range(0, len(packed), 16)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return model.write(str(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def plain(folder):
-    """Without a connector: computed, and again from the engine's own prefix cache."""
-    llm = engine(folder, None)
-    return Answers(llm), Answers(llm)
-
-
-def test_a_hit_gives_the_same_bytes_and_the_same_answer(folder, plain, monkeypatch):
-    spy = Spy(monkeypatch)
-    llm = engine(folder, {"pool_bytes": "256MiB"})
+@pytest.mark.parametrize("extra", [{}, {"inline_load_bytes_max": 0}], ids=["by_layers", "in_background"])
+def test_a_hit_gives_the_same_bytes_and_the_same_answer(folder, plain, spy, extra):
+    llm = engine(folder, POOL | extra)
     cold = Answers(llm)
     assert cold.tokens == plain[0].tokens
     assert cold.distance(plain[0]) == 0
     assert len(spy.saved) == 10 and not spy.loaded
 
-    assert llm.reset_prefix_cache()
+    forget(llm)
     warm = Answers(llm)
     assert warm.cached == [192, 192, 192]
     assert warm.tokens == plain[1].tokens
-    assert warm.distance(plain[1]) == 0
-    assert spy.check() == 10 and spy.failed == 0
+    # In the background requests join when they are there, and another batch shape gives other roundings.
+    assert warm.distance(plain[1]) <= (1e-4 if extra else 0)
+    assert spy.check() >= 10 and not spy.refused
+    assert settle(llm)["corrupt"] == 0
 
 
-def test_every_corruption_is_a_miss_and_the_answer_stays(folder, plain, monkeypatch):
-    """The pool's bytes are changed behind the node's back, in one place a round: never an answer from them."""
-    spy = Spy(monkeypatch)
-    llm = engine(folder, {"pool_bytes": "256MiB"})
+def test_blocks_outlive_their_engine(folder, plain, spy, server):
+    extra = {"endpoint": server.socket}
+    first = engine(folder, extra)
+    Answers(first)
+    settle(first)
+    close()
+    second = engine(folder, extra)
+    after = Answers(second)
+    assert (after.cached, after.tokens) == ([192, 192, 192], plain[1].tokens)
+    assert after.distance(plain[1]) == 0
+    assert spy.check() == 10 and not spy.refused
+
+
+def test_two_engines_share_a_server(folder, plain, spy, server):
+    llm = engine(folder, {"endpoint": server.socket})
+    Answers(llm, PROMPTS[:2])
+    settle(llm)
+    script = str(pathlib.Path(__file__).with_name("beside.py"))
+    beside = subprocess.Popen([sys.executable, script, folder, server.socket], stdout=subprocess.PIPE, text=True)
+    while beside.poll() is None:
+        forget(llm)
+        assert Answers(llm, PROMPTS[:2]).tokens == plain[0].tokens[:2]
+    said = json.loads(beside.stdout.read().splitlines()[-1])
+    assert said["tokens"] == plain[1].tokens
+    assert said["cached"][:2] == [192, 192]
+    # And back: the third prompt was computed over there.
+    forget(llm)
+    assert Answers(llm).cached == [192, 192, 192]
+    assert not spy.refused
+
+
+@pytest.mark.parametrize("different", [{"tenant_salt": "b"}, {"weights_fingerprint": "ab" * 32}])
+def test_engines_that_may_not_share_cannot(folder, plain, spy, server, different):
+    first = engine(folder, {"endpoint": server.socket})
+    Answers(first)
+    settle(first)
+    other = Answers(engine(folder, {"endpoint": server.socket} | different))
+    assert (other.tokens, other.distance(plain[0]), spy.loaded) == (plain[0].tokens, 0, [])
+
+
+def test_modes(folder, spy, server):
+    writer = engine(folder, {"endpoint": server.socket, "mode": "save_only"})
+    Answers(writer)
+    forget(writer)
+    Answers(writer)
+    assert len(spy.saved) == 10 and not spy.loaded
+    settle(writer)
+    saved = {key: set(digests) for key, digests in spy.saved.items()}
+    reader = engine(folder, {"endpoint": server.socket, "mode": "load_only"})
+    assert Answers(reader).cached == [192, 192, 192]
+    assert spy.saved == saved
+
+
+def test_chunked_prefill_and_preemption(folder, plain, spy, monkeypatch):
+    from vllm.v1.core.sched.scheduler import Scheduler as EngineScheduler
+
+    preempted = []
+    original = EngineScheduler._preempt_request
+
+    def count(*args, **named):
+        preempted.append(args)
+        return original(*args, **named)
+
+    monkeypatch.setattr(EngineScheduler, "_preempt_request", count)
+    llm = engine(folder, POOL, max_num_batched_tokens=64, max_model_len=320, num_gpu_blocks_override=16)
+    prompts = [[(i * 97 + j * 13) % 500 + 3 for j in range(200)] for i in range(3)]
+    sampling = vllm.SamplingParams(temperature=0, max_tokens=90, ignore_eos=True, detokenize=False, logprobs=1)
+    alone = [Answers(llm, [p], sampling).tokens[0] for p in prompts]
+    assert not preempted
+    forget(llm)
+    for _ in range(2):
+        assert Answers(llm, prompts, sampling).tokens == alone
+    assert preempted and spy.check() > 0 and not spy.refused
+
+
+def test_aborted_requests_leave_nothing_behind(folder, plain, spy):
+    llm = engine(folder, POOL | {"inline_load_bytes_max": 0})
     Answers(llm)
-    original = Worker._load_one
-    spoiled = []
-
-    def swap_places(worker, load):
-        if len(load.blocks) >= 2 and not spoiled:
-            spoiled.append(True)
-            places = load.places
-            load.places = places[8:16] + places[:8] + places[16:]
-        return original(worker, load)
-
-    monkeypatch.setattr(Worker, "_load_one", swap_places)
-    assert llm.reset_prefix_cache()
-    warm = Answers(llm)
-    assert spoiled and spy.failed >= 2
-    assert warm.tokens == plain[0].tokens
+    forget(llm)
+    core = llm.llm_engine
+    for steps in range(6):
+        core.add_request(f"gone-{steps}", {"prompt_token_ids": PROMPTS[steps % 3]}, SAMPLING)
+        for _ in range(steps):
+            core.step()
+        core.abort_request([f"gone-{steps}"])
+        while core.has_unfinished_requests():
+            core.step()
+    assert Answers(llm).tokens == plain[0].tokens
+    scheduler = scheduler_of(llm)
+    assert not scheduler._requests and not scheduler._loads
+    settle(llm)
     spy.check()
 
 
-def test_chunked_prefill_and_preemption(folder, plain, monkeypatch):
-    spy = Spy(monkeypatch)
-    small = dict(max_num_batched_tokens=64, max_model_len=256, num_gpu_blocks_override=16)
-    llm = engine(folder, {"pool_bytes": "256MiB"}, **small)
-    first = Answers(llm)
-    assert llm.reset_prefix_cache()
-    second = Answers(llm)
-    assert first.tokens == second.tokens
-    assert sum(second.cached) > 0
+def test_partial_blocks_and_short_prompts(folder, spy):
+    llm = engine(folder, POOL)
+    prompts = [COMMON[:n] for n in (1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK)]
+    first = [Answers(llm, [p]) for p in prompts]
+    forget(llm)
+    again = [Answers(llm, [p]) for p in prompts]
+    assert [a.tokens for a in again] == [a.tokens for a in first]
+    # One token at least is computed. What was generated behind the shorter prompts lies in other blocks.
+    assert [a.cached for a in again] == [[0], [0], [0], [BLOCK], [BLOCK]]
     spy.check()
 
 
-def test_a_node_that_is_full_refuses_and_the_engine_goes_on(folder, plain, monkeypatch):
-    spy = Spy(monkeypatch)
+def test_a_salt_keeps_requests_apart(folder, spy):
+    llm = engine(folder, POOL)
+    prompt = {"prompt_token_ids": PROMPTS[0], "cache_salt": "a"}
+    llm.generate([prompt], SAMPLING, use_tqdm=False)
+    forget(llm)
+    assert Answers(llm, PROMPTS[:1]).cached == [0]
+    forget(llm)
+    (out,) = llm.generate([prompt], SAMPLING, use_tqdm=False)
+    assert out.num_cached_tokens == 192
+
+
+def test_after_a_reset_nothing_old_is_found(folder, plain, spy):
+    llm = engine(folder, POOL)
+    Answers(llm)
+    forget(llm)
+    assert llm.reset_prefix_cache(reset_connector=True)
+    cold = Answers(llm)
+    assert (cold.cached, cold.tokens) == (plain[0].cached, plain[0].tokens)
+    forget(llm)
+    assert Answers(llm).cached == [192, 192, 192]
+
+
+def test_a_pool_that_is_full_refuses_and_the_engine_goes_on(folder, plain, spy):
     llm = engine(folder, {"pool_bytes": "16MiB"})
     many = [[(i * 131 + j * 17) % 500 + 3 for j in range(300)] for i in range(24)]
     assert all(len(t) == 24 for t in Answers(llm, many).tokens)
     assert Answers(llm).tokens == plain[0].tokens
+    settle(llm)
     spy.check()
-
-
-def test_scheduler_gives_back_every_lease(folder, monkeypatch):
-    held = []
-    original = Scheduler.__init__
-
-    def remember(scheduler, *args):
-        original(scheduler, *args)
-        held.append(scheduler)
-
-    monkeypatch.setattr(Scheduler, "__init__", remember)
-    llm = engine(folder, {"pool_bytes": "256MiB"})
-    Answers(llm)
-    assert llm.reset_prefix_cache()
-    Answers(llm)
-    Answers(llm, [[5] * 40])
-    scheduler = held[0]
-    assert not scheduler._requests and not scheduler._loads and not scheduler._reading

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use pegaflow_mem::BlockCopy;
-use pegaflow_mem::device::{CopyJob, Outcome};
+use pegaflow_mem::device::{CopyJob, Outcome, PoolHandle};
 use pegaflow_meta::BlockKey;
 
 use super::{Inner, Running, Worker, check_lengths, to_its_end};
@@ -97,6 +97,29 @@ impl Worker {
     }
 }
 
+/// For callers that copy themselves, say to let the engine start on the first layers while the others come.
+impl Worker {
+    /// A pool of the session as the worker's device knows it; made known to it at first use.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the device refuses.
+    pub fn attach(&self, pool: &PoolView) -> Result<PoolHandle> {
+        self.0.attach(pool)
+    }
+
+    /// What became of a block whose copy, with all layers of the slot, had the checksums `got`: one for each head.
+    #[must_use]
+    pub fn judge(
+        &self,
+        pool: &PoolView,
+        key: BlockKey,
+        block: &BlockRef,
+        got: &[u64],
+    ) -> LoadState {
+        self.0.judge(pool, key, block, got)
+    }
+}
+
 impl Inner {
     async fn load(
         &self,
@@ -175,11 +198,7 @@ impl Inner {
             let heads = self.layout.slot().heads.len();
             for (block, got) in refs.iter().zip(outcome.checksums.chunks_exact(heads)) {
                 let key = keys[block.key as usize];
-                let state = match pool.checksums(block.place.offset(), key, block.generation) {
-                    Some(saved) if self.is_same(&saved, got) => LoadState::Loaded,
-                    Some(_) => LoadState::Corrupt,
-                    None => LoadState::Missing,
-                };
+                let state = self.judge(pool, key, block, got);
                 if state == LoadState::Corrupt {
                     corrupt.push(*block);
                 }
@@ -187,6 +206,14 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    fn judge(&self, pool: &PoolView, key: BlockKey, block: &BlockRef, got: &[u64]) -> LoadState {
+        match pool.checksums(block.place.offset(), key, block.generation) {
+            Some(saved) if self.is_same(&saved, got) => LoadState::Loaded,
+            Some(_) => LoadState::Corrupt,
+            None => LoadState::Missing,
+        }
     }
 
     /// Whether the heads' checksums over the slot's layers are those that were saved. Checksums of

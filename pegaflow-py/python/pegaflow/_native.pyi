@@ -3,7 +3,18 @@
 from collections.abc import Sequence
 from typing import TypedDict, final, type_check_only
 
-__all__ = ["Client", "Found", "Lookup", "Namespace", "PegaFlowError", "Rank", "encode_namespace"]
+__all__ = [
+    "Client",
+    "Device",
+    "Found",
+    "Loading",
+    "Lookup",
+    "Namespace",
+    "PegaFlowError",
+    "Rank",
+    "encode_namespace",
+    "probe_gpus",
+]
 
 class PegaFlowError(Exception):
     """The node refused, did not answer, or is away. ``args`` are the kind of the error and its message."""
@@ -18,9 +29,7 @@ class NamespaceParts(TypedDict):
     kv_quantisation: str
     hash_algorithm: str
     hash_seed: bytes
-    layout: str
-    block_tokens: int
-    mla: bool
+    groups: Sequence[tuple[str, int, int, str]]
     tenant_salt: bytes
 
 @type_check_only
@@ -31,10 +40,12 @@ class RankLayout(TypedDict):
     heads: tuple[int, int]
     blocks: int
     views: Sequence[tuple[int, int, int, int]]
-    memory: Sequence[tuple[int, int]]
 
 def encode_namespace(parts: NamespaceParts) -> bytes:
-    """The canonical encoding of a namespace with one group."""
+    """The canonical encoding of a namespace."""
+
+def probe_gpus() -> list[tuple[int, str, int, list[str]]]:
+    """Number, name, bytes of memory and limits of each GPU. Raises `PegaFlowError` with the reason if none."""
 
 @final
 class Client:
@@ -43,19 +54,33 @@ class Client:
     @staticmethod
     def embedded(pool_bytes: int, path: str) -> Client: ...
     @staticmethod
-    def connect(path: str, timeout_ms: int) -> Client: ...
+    def connect(path: str, timeout_ms: int, wait_ms: int) -> Client: ...
+    def trouble(self) -> str | None: ...
     def namespace(
-        self, encoding: bytes, tenant: str, shape: tuple[int, int, int, int], stage_ends: Sequence[int]
+        self, encoding: bytes, tenant: str, groups: Sequence[tuple[tuple[int, int, int, int], Sequence[int]]]
     ) -> Namespace: ...
     def lookup(self, namespace: Namespace, keys: bytes, ttl_ms: int) -> Lookup: ...
     def release(self, found: Sequence[Found]) -> None: ...
-    def rank(self, namespace: Namespace, layout: RankLayout, threads: int) -> Rank: ...
+    def rank(self, device: Device, namespace: Namespace, group: int, layout: RankLayout) -> Rank: ...
     def stats(self) -> dict[str, int]: ...
     def close(self) -> None: ...
 
 @final
+class Device:
+    """Copies between the engine's memory and pools."""
+
+    @staticmethod
+    def host(threads: int, memory_pieces: Sequence[tuple[int, int]]) -> Device: ...
+    @staticmethod
+    def cuda(ordinal: int, cache_dir: str | None = None) -> Device: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def limits(self) -> list[str]: ...
+
+@final
 class Namespace:
-    """A namespace that is registered with the node: makes keys."""
+    """A namespace: makes keys, also while the node is away."""
 
     def keys(self, group: int, hashes: Sequence[bytes]) -> bytes: ...
 
@@ -63,7 +88,7 @@ class Namespace:
 class Lookup:
     """A lookup on its way."""
 
-    def poll(self, wait_ms: int) -> Found | None: ...
+    def poll(self, wait_us: int, patience_ms: int) -> Found | None: ...
     def cancel(self) -> None: ...
 
 @final
@@ -78,9 +103,19 @@ class Found:
     def generations(self) -> bytes: ...
 
 @final
-class Rank:
-    """One rank's copies between the engine's memory and the pool."""
+class Loading:
+    """Blocks on their way from the pool to the engine."""
 
-    def load(self, keys: bytes, places: bytes, generations: bytes, blocks: Sequence[int]) -> list[int]: ...
-    def save(self, parent: bytes, keys: bytes, blocks: Sequence[int]) -> int: ...
+    def hold(self, stream: int | None, layers: int | None = None) -> None: ...
+    def done(self) -> bool: ...
+    def finish(self) -> list[int]: ...
+
+@final
+class Rank:
+    """A rank's copies."""
+
+    def load(self, items: Sequence[tuple[bytes, bytes, bytes, bytes]], stream: int | None = None) -> Loading: ...
+    def save(self, items: Sequence[tuple[int, bytes, bytes, bytes]], stream: int | None = None) -> None: ...
+    def saves(self) -> tuple[int, int, int, int, int, str | None]: ...
+    def settle(self, number: int) -> None: ...
     def close(self) -> None: ...

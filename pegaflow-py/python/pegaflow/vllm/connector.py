@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 
-from pegaflow import _native
-from pegaflow.vllm import engine
+from pegaflow.vllm import door, engine
 from pegaflow.vllm.meta import Handshake, StepMeta, WorkerReport
 from pegaflow.vllm.scheduler import Scheduler
 from pegaflow.vllm.settings import Settings
@@ -39,6 +39,7 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
         self._settings = Settings.parse(transfer.kv_connector_extra_config)
         self._config = vllm_config
         self._cache_config = kv_cache_config
+        self._engine_id: str = transfer.engine_id
         self._scheduler: Scheduler | None = None
         self._worker: Worker | None = None
         self._handshake: Handshake | None = None
@@ -50,10 +51,12 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
             self._open_scheduler()
 
     def _open_scheduler(self) -> None:
-        client = engine.scheduler_client(self._settings, self._config.kv_transfer_config.engine_id)
         assert self._cache_config is not None
+        client = door.client(self._settings, self._engine_id, hosts=False)
         block_tokens = self._cache_config.kv_cache_groups[0].kv_cache_spec.block_size
-        self._scheduler = Scheduler(self._settings, client, block_tokens)
+        # Engines that ask this go on stepping while finished requests wait for their saves; older ones may fall asleep.
+        delays_frees = hasattr(KVConnectorBase_V1, "has_pending_block_frees")
+        self._scheduler = Scheduler(self._settings, client, block_tokens, delays_frees)
 
     # ---- worker
 
@@ -62,25 +65,45 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
         namespace = engine.namespace(self._config, self._settings, group)
         shape = engine.group_shape(self._config, group)
         self._handshake = Handshake(groups=[shape], namespace=namespace)
-        engine_id = self._config.kv_transfer_config.engine_id
-
-        def open_rank() -> _native.Rank:
-            client = engine.worker_client(self._settings, engine_id)
-            handle = engine.register(client, self._settings, namespace, shape)
-            return client.rank(handle, rank_layout(group), self._settings.copy_threads)
-
-        self._worker = Worker(open_rank)
-        logger.info("PegaFlow: %d layers, %s, %d bytes a block", len(group.layers), group.layout_id, group.block_bytes)
+        hosts = self._config.parallel_config.rank == 0
+        client = door.client(self._settings, self._engine_id, hosts)
+        known = client.namespace(namespace, self._settings.tenant, [(shape.shape, shape.stage_ends)])
+        tensor = kv_caches[group.layer_names[0]]
+        device = engine.device(group, tensor, self._settings)
+        started = time.perf_counter()
+        rank = client.rank(device, known, 0, rank_layout(group))
+        layered = not group.layout_id.startswith("mla")
+        self._worker = Worker(rank, group, engine.current_stream(tensor), layered)
+        logger.info(
+            "PegaFlow: %d layers, %s, %d bytes a block, copied by %s (ready in %.1f s)",
+            len(group.layers),
+            group.layout_id,
+            group.block_bytes,
+            device.name,
+            time.perf_counter() - started,
+        )
 
     def get_handshake_metadata(self) -> Handshake | None:
         return self._handshake
 
+    def bind_connector_metadata(self, connector_metadata: StepMeta) -> None:
+        super().bind_connector_metadata(connector_metadata)
+        # Engines that do not call `handle_preemptions` every step come here before the forward.
+        self.handle_preemptions(connector_metadata)
+
+    def handle_preemptions(self, kv_connector_metadata: StepMeta) -> None:
+        if self._worker is not None:
+            self._worker.settle(kv_connector_metadata)
+
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         if self._worker is not None:
-            self._worker.load(self._meta())
+            # A full CUDA graph replays without calling `wait_for_layer_load`.
+            mode = getattr(forward_context, "cudagraph_runtime_mode", None)
+            self._worker.load(self._meta(), whole=getattr(mode, "name", "") == "FULL")
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        return
+        if self._worker is not None:
+            self._worker.wait_for_layer(layer_name)
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
         return
@@ -88,6 +111,9 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
     def wait_for_save(self) -> None:
         if self._worker is not None:
             self._worker.save(self._meta())
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        return self._worker.finished() if self._worker is not None else (None, None)
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         return self._worker.take_failed() if self._worker is not None else set()
@@ -98,8 +124,7 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
     def shutdown(self) -> None:
         if self._worker is not None:
             self._worker.close()
-        if self._scheduler is not None:
-            engine.close_scheduler(self._config.kv_transfer_config.engine_id)
+        door.close(self._engine_id)
 
     # ---- scheduler
 
@@ -114,12 +139,15 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
         first = handshakes[0]
         if any(other.namespace != first.namespace or other.groups != first.groups for other in handshakes[1:]):
             raise ValueError("PegaFlow: the workers of this engine see different KV layouts; they cannot share blocks")
-        client = engine.scheduler_client(self._settings, self._config.kv_transfer_config.engine_id)
-        self._scheduler.bind(engine.register(client, self._settings, first.namespace, first.groups[0]))
+        client = door.client(self._settings, self._engine_id, hosts=False)
+        shape = first.groups[0]
+        known = client.namespace(first.namespace, self._settings.tenant, [(shape.shape, shape.stage_ends)])
+        layers, parts, heads, inner_bytes = shape.shape
+        self._scheduler.bind(known, layers * parts * heads * inner_bytes // len(handshakes))
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         assert self._scheduler is not None
-        return self._scheduler.matched_tokens(request, num_computed_tokens), False
+        return self._scheduler.matched_tokens(request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         assert self._scheduler is not None
@@ -134,17 +162,26 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
         report = connector_output.kv_connector_worker_meta
         if isinstance(report, WorkerReport):
             self._scheduler.step_done(report)
+        sent, loaded = connector_output.finished_sending, connector_output.finished_recving
+        if sent or loaded:
+            self._scheduler.transfers_done(sent or set(), loaded or set())
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         assert self._scheduler is not None
-        self._scheduler.finished(request.request_id)
-        # Saves end within their step, so the blocks may go at once.
-        return False, None
+        return self._scheduler.finished(request.request_id), None
 
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished(request, block_ids[0] if block_ids else [])
+
+    def reset_cache(self) -> bool | None:
+        if self._scheduler is not None:
+            self._scheduler.reset()
+        return True
+
+    def has_pending_block_frees(self) -> bool:
+        return self._scheduler is not None and self._scheduler.has_pending_frees()
 
     def _meta(self) -> StepMeta:
         meta = self._get_connector_metadata()

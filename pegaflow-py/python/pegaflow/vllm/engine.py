@@ -8,23 +8,21 @@ import logging
 import os
 import platform
 import re
-import threading
 from typing import TYPE_CHECKING, Any
 
 from pegaflow import _native
 from pegaflow.vllm import layout
 from pegaflow.vllm.namespace import model_fingerprint, weights_fingerprint
-from pegaflow.vllm.settings import Settings, SettingsError, default_pool_bytes, socket_path
+from pegaflow.vllm.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = logging.getLogger("pegaflow.vllm")
-
-_clients: dict[str, _native.Client] = {}
-_lock = threading.Lock()
 
 
 def check(config: VllmConfig, cache: KVCacheConfig | None) -> None:
@@ -103,57 +101,42 @@ def namespace(config: VllmConfig, settings: Settings, group: layout.GroupLayout)
             "kv_quantisation": "",
             "hash_algorithm": str(cache.prefix_caching_hash_algo),
             "hash_seed": os.environ.get("PYTHONHASHSEED", "").encode()[:64],
-            "layout": group.layout_id,
-            "block_tokens": group.block_tokens,
-            "mla": group.layout_id.startswith("mla"),
+            "groups": [(_kind(group), group.block_tokens, 0, group.layout_id)],
             "tenant_salt": settings.tenant_salt.encode(),
         }
     )
 
 
-def register(
-    client: _native.Client, settings: Settings, encoding: bytes, shape: layout.GroupShape
-) -> _native.Namespace:
-    """Makes the namespace known to the node."""
-    return client.namespace(encoding, settings.tenant, shape.shape, shape.stage_ends)
+def device(group: layout.GroupLayout, tensor: torch.Tensor, settings: Settings) -> _native.Device:
+    """Who copies from and to the engine's tensors.
+
+    Raises:
+        layout.UnsupportedLayout: tensors on a device that nobody here copies from.
+    """
+    if tensor.device.type == "cpu":
+        memory = sorted({(v.storage_address, v.storage_bytes) for v in group.layers})
+        return _native.Device.host(settings.copy_threads, memory)
+    if tensor.device.type == "cuda":
+        cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pegaflow")
+        opened = _native.Device.cuda(tensor.device.index or 0, cache)
+        for limit in opened.limits:
+            logger.warning("PegaFlow: %s: %s", opened.name, limit)
+        return opened
+    raise layout.UnsupportedLayout(f"KV on {tensor.device}; host memory and CUDA devices are served")
 
 
-def scheduler_client(settings: Settings, engine_id: str) -> _native.Client:
-    """The scheduler's way to the node. Without an endpoint it is the one that runs the node."""
-    with _lock:
-        client = _clients.get(engine_id)
-        if client is None:
-            client = _clients[engine_id] = _open(settings, engine_id)
-        return client
+def current_stream(tensor: torch.Tensor) -> Callable[[], int | None]:
+    """Gives the engine's stream of the moment; None for an engine in host memory."""
+    if tensor.device.type != "cuda":
+        return lambda: None
+    import torch
+
+    where = tensor.device
+    return lambda: int(torch.cuda.current_stream(where).cuda_stream)
 
 
-def worker_client(settings: Settings, engine_id: str) -> _native.Client:
-    """A worker's way to the node: through the scheduler's where both share a process."""
-    with _lock:
-        client = _clients.get(engine_id)
-        if client is None:
-            path = settings.endpoint or socket_path(engine_id)
-            client = _clients[engine_id] = _native.Client.connect(path, settings.rpc_timeout_ms)
-        return client
-
-
-def close_scheduler(engine_id: str) -> None:
-    """Ends this process's connection, and the node if it runs here."""
-    with _lock:
-        client = _clients.pop(engine_id, None)
-    if client is not None:
-        client.close()
-
-
-def _open(settings: Settings, engine_id: str) -> _native.Client:
-    if settings.endpoint is not None:
-        return _native.Client.connect(settings.endpoint, settings.rpc_timeout_ms)
-    pool_bytes = settings.pool_bytes or default_pool_bytes()
-    path = socket_path(engine_id)
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    client = _native.Client.embedded(pool_bytes, path)
-    logger.warning("PegaFlow: embedded node, %.1f GiB of host memory for KV, socket %s", pool_bytes / (1 << 30), path)
-    return client
+def _kind(group: layout.GroupLayout) -> str:
+    return "mla" if group.layout_id.startswith("mla") else "full"
 
 
 def _tensor_facts(layer: str, tensor: torch.Tensor) -> layout.TensorFacts:

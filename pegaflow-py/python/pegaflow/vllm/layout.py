@@ -56,6 +56,7 @@ class SpecFacts:
 class LayerLayout:
     """Where one layer's blocks lie: sizes and strides in bytes."""
 
+    layer: str
     name: str
     parts: int
     heads: int
@@ -92,6 +93,7 @@ def detect(tensor: TensorFacts, spec: SpecFacts) -> LayerLayout:
     order = "mla" if spec.mla else "hnd" if heads_out else "nhd"
     kind = {1: "kv-together", 2: "kv-apart"}[parts]
     layout = LayerLayout(
+        layer=tensor.layer,
         name=order if spec.mla else f"{kind}-{order}",
         parts=parts,
         heads=heads,
@@ -183,6 +185,8 @@ class GroupLayout:
     heads: int
     inner_bytes: int
     layers: tuple[LayerLayout, ...]
+    layer_names: tuple[str, ...]
+    """In the order of `layers`, as the engine calls them."""
 
     @property
     def block_bytes(self) -> int:
@@ -245,4 +249,5 @@ def group(
         heads=first.heads,
         inner_bytes=first.inner_bytes,
         layers=tuple(layers),
+        layer_names=tuple(layer.layer for layer in layers),
     )

@@ -14,31 +14,37 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from pegaflow.vllm.layout import GroupShape
 
+KEY_BYTES = 16
+PLACE_BYTES = 8
+GENERATION_BYTES = 4
+BLOCK_BYTES = 4
+
 
 @dataclasses.dataclass
 class Load:
-    """Blocks to bring into the engine before the forward of this step."""
+    """Blocks to bring into the engine."""
 
     request: str
     keys: bytes
-    """16 bytes a block."""
     places: bytes
-    """8 bytes a block, as the node gave them."""
+    """As the node gave them."""
     generations: bytes
-    """4 bytes a block."""
-    blocks: list[int]
+    blocks: bytes
     """The engine's block of each."""
+    background: bool = False
+    """Beside the engine's steps, not within this one."""
 
 
 @dataclasses.dataclass
 class Save:
     """Full blocks that this step completes."""
 
-    request: str
+    number: int
+    """Rises with every save of the engine."""
     parent: bytes
     """Key of the block before, or empty."""
     keys: bytes
-    blocks: list[int]
+    blocks: bytes
 
 
 @dataclasses.dataclass
@@ -48,24 +54,42 @@ class StepMeta(KVConnectorMetadata):
     step: int = 0
     loads: list[Load] = dataclasses.field(default_factory=list)
     saves: list[Save] = dataclasses.field(default_factory=list)
+    settle: int = 0
+    """Saves up to this number must be over before the step: it writes to their blocks."""
+    leaving: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Finished requests whose blocks are free once saves up to a number are over."""
 
 
 @dataclasses.dataclass
 class WorkerReport(KVConnectorWorkerMetadata):
-    """What the workers did in a step: counts summed over ranks, the step the one that all have finished."""
+    """What the workers did since their last report: counts are summed over ranks."""
 
     step: int = 0
+    """Inline loads up to this step are over."""
+    saves_through: int = 0
+    """Saves up to this number are over."""
     loaded_blocks: int = 0
     failed_blocks: int = 0
     saved_blocks: int = 0
+    known_blocks: int = 0
     refused_blocks: int = 0
+    loaded_bytes: int = 0
+    saved_bytes: int = 0
     load_us: int = 0
-    save_us: int = 0
+    """Time that steps waited for loads."""
+    failed_requests: set[str] = dataclasses.field(default_factory=set)
+    """Requests of which a block could not be loaded."""
+    error: str | None = None
+    """What went wrong last."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
         assert isinstance(other, WorkerReport)
-        total = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(WorkerReport)}
-        return WorkerReport(**{**total, "step": min(self.step, other.step)})
+        counts = [f.name for f in dataclasses.fields(WorkerReport) if f.type == "int"]
+        total = {name: getattr(self, name) + getattr(other, name) for name in counts}
+        total["step"] = min(self.step, other.step)
+        total["saves_through"] = min(self.saves_through, other.saves_through)
+        failed = self.failed_requests | other.failed_requests
+        return WorkerReport(**total, failed_requests=failed, error=self.error or other.error)
 
 
 @dataclasses.dataclass

@@ -7,6 +7,7 @@ Never a path, never the tensor- or pipeline-parallel size.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -44,6 +45,20 @@ def weights_fingerprint(folder: str) -> bytes | None:
                 file.seek(start)
                 digest.update(file.read(_SAMPLE_BYTES))
     return digest.digest()
+
+
+def adapter_fingerprint(lora: Any) -> bytes | None:
+    """What tells one LoRA adapter's blocks from another's: nothing without an adapter, else 32 bytes over its files.
+
+    None for an adapter whose files are not here. The engine's own hashes hold the adapter's name only, which two
+    engines may use for different weights.
+    """
+    return b"" if lora is None else _folder_fingerprint(str(lora.lora_path))
+
+
+@functools.lru_cache(maxsize=1024)
+def _folder_fingerprint(folder: str) -> bytes | None:
+    return weights_fingerprint(folder)
 
 
 def _files(folder: str) -> list[str]:

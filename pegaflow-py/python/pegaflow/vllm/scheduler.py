@@ -2,18 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheduler's side: which blocks of a request are in the cache, and which to save.
 
-Never blocks on the node and never raises for it: a node that is slow, full or gone is a miss.
+Waits for the node only for a lookup, and over all requests of a step no longer than `lookup_step_us`. Never raises
+for it: a node that is slow, full or gone is a miss.
 """
 
 from __future__ import annotations
 
+import array
 import dataclasses
-import logging
-from collections.abc import Sequence
+import os
+import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from pegaflow import _native
-from pegaflow.vllm.meta import Load, Save, StepMeta, WorkerReport
+from pegaflow.vllm.health import Health
+from pegaflow.vllm.meta import BLOCK_BYTES, GENERATION_BYTES, KEY_BYTES, PLACE_BYTES, Load, Save, StepMeta, WorkerReport
+from pegaflow.vllm.namespace import adapter_fingerprint
 from pegaflow.vllm.settings import Settings
 
 if TYPE_CHECKING:
@@ -21,134 +26,227 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
-logger = logging.getLogger("pegaflow.vllm")
-KEY_BYTES = 16
-
 
 @dataclasses.dataclass
 class _Request:
     """What is known of one request between its first lookup and its end."""
 
     request: Request
+    suffix: bytes = b""
+    """What its keys depend on beside the engine's hashes."""
     keys: bytes = b""
     """Keys of its full blocks so far."""
     lookup: _native.Lookup | None = None
-    first: int = 0
-    """Block at which the lookup starts: those before are in the engine."""
     found: _native.Found | None = None
+    """What the lookup found, from the first block on."""
+    found_at: float = 0.0
+    first: int = 0
+    """The first block to load; those before are in the engine."""
+    background: bool = False
     blocks: list[int] = dataclasses.field(default_factory=list)
     saved: int = 0
-    """Blocks handed to the workers to save, or loaded from the cache."""
+    """Blocks handed to the workers to save, or known to be with the node."""
+    last_save: int = 0
+    """Number of its last save."""
+    burnt: bool = False
+    """A load failed: the rest of the request is computed."""
+    private: bool = False
+    """Its blocks cannot be named so that others know them: neither loaded nor saved."""
 
 
 class Scheduler:
     """State of all requests on the scheduler's side."""
 
-    def __init__(self, settings: Settings, client: _native.Client, block_tokens: int) -> None:
+    def __init__(self, settings: Settings, client: _native.Client, block_tokens: int, delays_frees: bool) -> None:
         self._settings = settings
         self._client = client
         self._block_tokens = block_tokens
+        self._delays_frees = delays_frees
+        """The engine goes on stepping while finished requests wait for their saves."""
+        self._health = Health()
         self._namespace: _native.Namespace | None = None
+        self._block_bytes = 1
         self._requests: dict[str, _Request] = {}
         self._loads: dict[str, tuple[Load, _native.Found]] = {}
         self._unneeded: list[_native.Found] = []
         """Leases nobody reads under: given back with the next step."""
         self._reading: dict[int, list[_native.Found]] = {}
-        """Leases the workers read under, by step."""
+        """Leases that inline loads read under, by step."""
+        self._background: dict[str, _native.Found] = {}
+        """Leases that background loads read under."""
         self._step = 0
-        self.hit_blocks = 0
-        self.asked_blocks = 0
+        self._saves = 0
+        self._saves_through = 0
+        self._saving: dict[int, int] = {}
+        """Engine blocks that a save may still read, with its number."""
+        self._saving_order: deque[tuple[int, list[int]]] = deque()
+        self._leaving: dict[str, int] = {}
+        """Finished requests whose blocks wait for saves, not told to the workers yet."""
+        self._left_to_come: set[str] = set()
+        self._inline_bytes = 0
+        self._waited_us = 0
+        self._epoch = b""
 
-    def bind(self, namespace: _native.Namespace) -> None:
+    def reset(self) -> None:
+        """The weights have changed: nothing that was saved may be found again by this engine."""
+        self._epoch = os.urandom(16)
+
+    def bind(self, namespace: _native.Namespace, block_bytes: int) -> None:
         """The workers have named the layout: from now on keys can be made."""
         self._namespace = namespace
+        self._block_bytes = block_bytes
 
-    def matched_tokens(self, request: Request, computed_tokens: int) -> int | None:
-        """Tokens beyond `computed_tokens` that the cache has. None: not known yet, ask again."""
-        if self._namespace is None or not self._settings.mode.loads:
-            return 0
+    # ---- what the engine asks while it schedules
+
+    def matched_tokens(self, request: Request, computed_tokens: int) -> tuple[int | None, bool]:
+        """Tokens beyond `computed_tokens` that the cache has, and whether they come beside steps. None: ask again."""
+        if self._namespace is None or not self._settings.mode.loads or computed_tokens % self._block_tokens:
+            return 0, False
         state = self._state(request)
         first = computed_tokens // self._block_tokens
         # One token at least must be computed, so that there is something to sample from.
         last = min((request.num_tokens - 1) // self._block_tokens, len(request.block_hashes))
-        if state.lookup is None or state.first != first:
+        if last <= first or state.burnt or state.private:
+            # What the engine has by itself it has saved when it computed it.
+            state.saved = max(state.saved, first)
             self._drop_lookup(state)
-            if last <= first:
-                return 0
-            keys = self._keys(state, last)[first * KEY_BYTES :]
-            state.lookup = self._client.lookup(self._namespace, keys, self._settings.lease_ttl_ms)
-            state.first = first
-            self.asked_blocks += last - first
-        if state.found is None:
-            state.found = state.lookup.poll(self._settings.lookup_wait_ms)
-            if state.found is None:
-                return None
-        return state.found.ready * self._block_tokens
+            return 0, False
+        found = self._find(state, last)
+        if found is None:
+            return None, False
+        count = min(found.ready, last) - first
+        if count <= 0:
+            return 0, False
+        state.first = first
+        wanted = count * self._block_bytes
+        state.background = self._inline_bytes + wanted > self._settings.inline_load_bytes_max
+        return count * self._block_tokens, state.background
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, external_tokens: int) -> None:
         """The engine gave the request its blocks; `external_tokens` of them are to be loaded."""
         state = self._state(request)
         found, state.found, state.lookup = state.found, None, None
-        if found is None or found.ready == 0:
+        if found is None:
             return
+        state.saved = max(state.saved, found.ready)
         count = external_tokens // self._block_tokens
         if count == 0:
             self._unneeded.append(found)
             return
-        ids = blocks.get_block_ids()[0]
-        at = slice(state.first, state.first + count)
+        first, end = state.first, state.first + count
         load = Load(
             request=request.request_id,
-            keys=self._keys(state, at.stop)[at.start * KEY_BYTES :],
-            places=found.places[: count * 8],
-            generations=found.generations[: count * 4],
-            blocks=list(ids[at]),
+            keys=state.keys[first * KEY_BYTES : end * KEY_BYTES],
+            places=found.places[first * PLACE_BYTES : end * PLACE_BYTES],
+            generations=found.generations[first * GENERATION_BYTES : end * GENERATION_BYTES],
+            blocks=_packed(blocks.get_block_ids()[0][first:end]),
+            background=state.background,
         )
-        state.saved = max(state.saved, at.stop) if state.first == 0 else state.saved
-        self.hit_blocks += count
+        if not state.background:
+            self._inline_bytes += count * self._block_bytes
         self._loads[request.request_id] = (load, found)
 
     def step(self, output: SchedulerOutput) -> StepMeta:
         """The work of this step."""
         self._step += 1
-        meta = StepMeta(step=self._step)
+        self._inline_bytes = self._waited_us = 0
+        meta = StepMeta(step=self._step, leaving=self._leaving)
+        self._leaving = {}
         for load, found in self._loads.values():
             meta.loads.append(load)
-            self._reading.setdefault(self._step, []).append(found)
+            self._settle(meta, array.array("I", load.blocks))
+            if load.background:
+                self._background[load.request] = found
+            else:
+                self._reading.setdefault(self._step, []).append(found)
         self._loads = {}
-        if self._settings.mode.saves and self._namespace is not None:
-            self._plan_saves(output, meta)
+        self._follow(output, meta)
         if self._unneeded:
             self._client.release(self._unneeded)
             self._unneeded = []
+        self._health.node(self._client.trouble())
         return meta
 
+    # ---- what the engine says of steps and requests that are over
+
     def step_done(self, report: WorkerReport) -> None:
-        """Every worker is through with the step: its copies are done, so its leases end."""
+        """What every worker has done: leases of its loads end, blocks of its saves are free."""
         for step in [step for step in self._reading if step <= report.step]:
             self._unneeded.extend(self._reading.pop(step))
+        self._saves_through = report.saves_through
+        while self._saving_order and self._saving_order[0][0] <= report.saves_through:
+            number, blocks = self._saving_order.popleft()
+            for block in blocks:
+                if self._saving.get(block) == number:
+                    del self._saving[block]
+        for request_id in report.failed_requests:
+            state = self._requests.get(request_id)
+            if state is not None:
+                # The blocks are computed after all, and the node may have lost them.
+                state.burnt = True
+                state.saved = min(state.saved, state.first)
+        if report.failed_blocks:
+            self._health.failed("loads failed, their blocks are computed", f"{report.failed_blocks} blocks")
+        if report.error is not None:
+            self._health.failed("the cache refused", report.error)
 
-    def finished(self, request_id: str) -> None:
-        """The request is over, whatever its end."""
+    def transfers_done(self, sent: set[str], loaded: set[str]) -> None:
+        """Requests whose blocks saves have left, and whose background loads are over."""
+        self._left_to_come -= sent
+        for request_id in loaded:
+            found = self._background.pop(request_id, None)
+            if found is not None:
+                self._unneeded.append(found)
+
+    def finished(self, request_id: str) -> bool:
+        """The request is over, whatever its end. Whether its blocks are still being saved."""
         state = self._requests.pop(request_id, None)
-        if state is not None:
-            self._drop_lookup(state)
         planned = self._loads.pop(request_id, None)
         if planned is not None:
             self._unneeded.append(planned[1])
+        if state is None:
+            return False
+        self._drop_lookup(state)
+        loading = request_id in self._background
+        if not self._delays_frees or loading or state.last_save <= self._saves_through:
+            # The engine itself keeps the blocks of a background load. All others may go: should one be wanted before
+            # its save is over, the step that wants it waits.
+            return False
+        self._leaving[request_id] = state.last_save
+        self._left_to_come.add(request_id)
+        return True
 
-    def load_failed(self, request_ids: Sequence[str]) -> None:
-        """These requests recompute blocks they took for loaded: they are to be saved after all."""
-        for request_id in request_ids:
-            if request_id in self._requests:
-                self._requests[request_id].saved = 0
+    def has_pending_frees(self) -> bool:
+        """Whether blocks come back without anything being preempted."""
+        return bool(self._left_to_come)
 
-    def _plan_saves(self, output: SchedulerOutput, meta: StepMeta) -> None:
+    # ---- parts
+
+    def _find(self, state: _Request, last: int) -> _native.Found | None:
+        """What the node has of the first `last` blocks; None if it has not said so yet."""
+        assert self._namespace is not None
+        age_ms = (time.monotonic() - state.found_at) * 1000
+        if state.found is not None and age_ms > self._settings.lease_ttl_ms / 2:
+            self._drop_lookup(state)
+        if state.found is None:
+            if state.lookup is None:
+                keys = self._keys(state, last)
+                state.lookup = self._client.lookup(self._namespace, keys, self._settings.lease_ttl_ms)
+            started = time.perf_counter_ns()
+            left = max(0, self._settings.lookup_step_us - self._waited_us)
+            state.found = state.lookup.poll(left, self._settings.lookup_wait_ms)
+            self._waited_us += (time.perf_counter_ns() - started) // 1000
+            state.found_at = time.monotonic()
+        return state.found
+
+    def _follow(self, output: SchedulerOutput, meta: StepMeta) -> None:
+        """Keeps up with the blocks of scheduled requests; plans saves of those that are full."""
         scheduled = output.num_scheduled_tokens
         for new in output.scheduled_new_reqs:
             state = self._requests.get(new.req_id)
             if state is not None:
                 state.blocks = list(new.block_ids[0])
+                self._settle(meta, state.blocks[new.num_computed_tokens // self._block_tokens :])
                 self._plan_save(state, new.num_computed_tokens + scheduled[new.req_id], meta)
         cached: Any = output.scheduled_cached_reqs
         for at, request_id in enumerate(cached.req_ids):
@@ -156,42 +254,56 @@ class Scheduler:
             if state is None:
                 continue
             added = cached.new_block_ids[at]
+            computed = cached.num_computed_tokens[at]
             if request_id in cached.resumed_req_ids:
                 state.blocks = list(added[0])
+                self._settle(meta, state.blocks[computed // self._block_tokens :])
             elif added is not None:
                 state.blocks.extend(added[0])
-            self._plan_save(state, cached.num_computed_tokens[at] + scheduled[request_id], meta)
+                self._settle(meta, added[0])
+            self._plan_save(state, computed + scheduled[request_id], meta)
 
     def _plan_save(self, state: _Request, computed_tokens: int, meta: StepMeta) -> None:
         # Only blocks whose tokens are all known: a rejected draft token never gets a hash.
         full = min(computed_tokens // self._block_tokens, len(state.request.block_hashes), len(state.blocks))
         first = state.saved
-        if full <= first:
+        if full <= first or self._namespace is None or state.private or not self._settings.mode.saves:
             return
         keys = self._keys(state, full)
-        meta.saves.append(
-            Save(
-                request=state.request.request_id,
-                parent=keys[(first - 1) * KEY_BYTES : first * KEY_BYTES] if first else b"",
-                keys=keys[first * KEY_BYTES :],
-                blocks=state.blocks[first:full],
-            )
+        blocks = state.blocks[first:full]
+        self._saves += 1
+        save = Save(
+            number=self._saves,
+            parent=keys[(first - 1) * KEY_BYTES : first * KEY_BYTES] if first else b"",
+            keys=keys[first * KEY_BYTES :],
+            blocks=_packed(blocks),
         )
-        state.saved = full
+        meta.saves.append(save)
+        self._saving.update(dict.fromkeys(blocks, save.number))
+        self._saving_order.append((save.number, blocks))
+        state.saved, state.last_save = full, save.number
+
+    def _settle(self, meta: StepMeta, blocks: Any) -> None:
+        """The step writes to these blocks: saves that read them must be over."""
+        if self._saving:
+            for block in blocks:
+                meta.settle = max(meta.settle, self._saving.get(block, 0))
 
     def _keys(self, state: _Request, count: int) -> bytes:
         """Keys of the first `count` blocks."""
         have = len(state.keys) // KEY_BYTES
         if have < count:
             assert self._namespace is not None
-            hashes = [bytes(h) for h in state.request.block_hashes[have:count]]
+            hashes = [bytes(h) + state.suffix for h in state.request.block_hashes[have:count]]
             state.keys += self._namespace.keys(0, hashes)
         return state.keys[: count * KEY_BYTES]
 
     def _state(self, request: Request) -> _Request:
         state = self._requests.get(request.request_id)
         if state is None:
-            state = self._requests[request.request_id] = _Request(request)
+            lora = adapter_fingerprint(request.lora_request)
+            state = _Request(request, suffix=self._epoch + (lora or b""), private=lora is None)
+            self._requests[request.request_id] = state
         return state
 
     def _drop_lookup(self, state: _Request) -> None:
@@ -200,3 +312,9 @@ class Scheduler:
         elif state.lookup is not None:
             state.lookup.cancel()
         state.lookup = state.found = None
+
+
+def _packed(blocks: list[int]) -> bytes:
+    packed = array.array("I", blocks)
+    assert packed.itemsize == BLOCK_BYTES
+    return packed.tobytes()

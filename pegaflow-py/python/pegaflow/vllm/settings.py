@@ -54,6 +54,11 @@ class Settings:
     """A call to the node that takes longer is given up; the engine recomputes."""
     lookup_wait_ms: int = 20
     """How long one request may wait, over scheduler steps, for its lookup; then it is a miss."""
+    lookup_step_us: int = 500
+    """How long one scheduler step may wait for lookups; those without an answer are asked for again in the next."""
+    inline_load_bytes_max: int = 2 << 30
+    """Bytes that a rank loads within one step, layer by layer under the forward. What is beyond is loaded beside the
+    steps, and its requests join when it is there."""
     lease_ttl_ms: int = 60_000
     """How long the node keeps blocks for a request that waits to be scheduled."""
     copy_threads: int = 2
@@ -83,6 +88,8 @@ _RANGES = {
     "pool_bytes": (16 << 20, 1 << 50),
     "rpc_timeout_ms": (1, 600_000),
     "lookup_wait_ms": (0, 60_000),
+    "lookup_step_us": (0, 1_000_000),
+    "inline_load_bytes_max": (0, 1 << 50),
     "lease_ttl_ms": (100, 3_600_000),
     "copy_threads": (1, 64),
 }
@@ -111,8 +118,8 @@ def _check(key: str, value: Any) -> Any:
 def _integer(key: str, value: Any) -> int | None:
     if value is None and key == "pool_bytes":
         return None
-    if key == "pool_bytes" and isinstance(value, str):
-        value = _bytes(value)
+    if key.endswith(("_bytes", "_bytes_max")) and isinstance(value, str):
+        value = _bytes(key, value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise SettingsError(f"kv_connector_extra_config: {key} is {value!r}, must be an integer.")
     low, high = _RANGES[key]
@@ -121,24 +128,42 @@ def _integer(key: str, value: Any) -> int | None:
     return value
 
 
-def _bytes(text: str) -> int:
+def _bytes(key: str, text: str) -> int:
     for unit in sorted(_UNITS, key=len, reverse=True):
         number = text.strip().removesuffix(unit).strip()
         if text.strip().endswith(unit) and number.isdigit():
             return int(number) * _UNITS[unit]
     raise SettingsError(
-        f"kv_connector_extra_config: pool_bytes is {text!r}; write an integer or a number with one of "
+        f"kv_connector_extra_config: {key} is {text!r}; write an integer or a number with one of "
         f"{', '.join(_UNITS)}, as in '16GiB'."
     )
 
 
-def default_pool_bytes(meminfo: str | None = None) -> int:
-    """Half of the memory that is available, at most 64 GiB, in whole 2 MiB pages."""
+def default_pool_bytes(meminfo: str | None = None, cgroup_free: int | None = None) -> int:
+    """Half of the memory that is available to this process, at most 64 GiB, in whole 2 MiB pages."""
     if meminfo is None:
         with open("/proc/meminfo", encoding="ascii") as file:
             meminfo = file.read()
+        cgroup_free = _cgroup_free()
     available = next(int(line.split()[1]) << 10 for line in meminfo.splitlines() if line.startswith("MemAvailable:"))
+    if cgroup_free is not None:
+        available = min(available, cgroup_free)
     return max(min(available // 2, 64 << 30) >> 21 << 21, 64 << 20)
+
+
+def _cgroup_free(root: str = "/sys/fs/cgroup") -> int | None:
+    """Bytes that a container may still use; None where nothing limits it."""
+    values = []
+    for name in ("memory.max", "memory.current"):
+        try:
+            with open(os.path.join(root, name), encoding="ascii") as file:
+                text = file.read().strip()
+        except OSError:
+            return None
+        if not text.isdigit():
+            return None
+        values.append(int(text))
+    return max(0, values[0] - values[1])
 
 
 def socket_path(engine_id: str) -> str:

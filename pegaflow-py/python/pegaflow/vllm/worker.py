@@ -1,105 +1,167 @@
 # Copyright PegaFlow contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""The worker's side: brings blocks in before a forward, saves full blocks after it.
+"""The worker's side: starts loads before a forward and saves after it, and says when they are over.
 
-Never raises for the node: what cannot be loaded is reported by block, what cannot be saved is counted.
+Never raises for the node: what cannot be loaded is reported by block, what cannot be saved is counted. No call here
+waits for the node; what is waited for is copies, and only where the engine is about to use or overwrite their blocks.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
+import array
+import dataclasses
 import time
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from pegaflow import _native
-from pegaflow.vllm.meta import Load, Save, StepMeta, WorkerReport
+from pegaflow.vllm.meta import BLOCK_BYTES, Load, StepMeta, WorkerReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pegaflow.vllm.layout import GroupLayout
 
-logger = logging.getLogger("pegaflow.vllm")
-T = TypeVar("T")
+
+@dataclasses.dataclass
+class _Background:
+    """A load beside the engine's steps."""
+
+    load: Load
+    loading: _native.Loading | None
 
 
 class Worker:
     """One rank's copies between the engine's KV and the node's pool."""
 
-    def __init__(self, open_rank: Callable[[], _native.Rank]) -> None:
-        self._open_rank = open_rank
-        self._rank: _native.Rank | None = None
+    def __init__(self, rank: _native.Rank, group: GroupLayout, stream: Callable[[], int | None], layered: bool) -> None:
+        self._rank = rank
+        self._slot_bytes = len(group.layers) * group.parts * group.heads * group.inner_bytes
+        self._stream = stream
+        self._layer_ends = {name: at + 1 for at, name in enumerate(group.layer_names)} if layered else {}
+        self._inline: list[tuple[Load, int]] = []
+        """Loads of this step, with the position of their first block."""
+        self._loading: _native.Loading | None = None
+        self._background: dict[str, _Background] = {}
+        self._leaving: dict[str, int] = {}
         self._failed: set[int] = set()
+        self._through = 0
         self._report = WorkerReport()
-        self._healthy = True
 
-    def start(self) -> None:
-        """Maps the pool and names the tensors to the copy engine. Harmless to call twice."""
-        if self._rank is None:
-            self._rank = self._open_rank()
+    # ---- in the order of a step
 
-    def load(self, meta: StepMeta) -> None:
-        """Brings in what the step needs; returns when it is there, or known not to be."""
-        if not meta.loads:
-            return
-        started = time.perf_counter_ns()
+    def settle(self, meta: StepMeta) -> None:
+        """Before the step changes any block: waits for saves that still read blocks it will write."""
+        if meta.settle > self._through:
+            self._rank.settle(meta.settle)
+        self._leaving.update(meta.leaving)
+
+    def load(self, meta: StepMeta, whole: bool) -> None:
+        """Starts the step's loads. `whole`: the forward will not ask for its layers one by one."""
+        inline = [load for load in meta.loads if not load.background]
+        if inline:
+            self._start_inline(inline, whole)
         for load in meta.loads:
-            failed = self._attempt("load", functools.partial(self._load_one, load), list(range(len(load.blocks))))
-            self._failed.update(load.blocks[at] for at in failed)
-            self._report.failed_blocks += len(failed)
-            self._report.loaded_blocks += len(load.blocks) - len(failed)
-        self._report.load_us += (time.perf_counter_ns() - started) // 1000
+            if load.background:
+                self._background[load.request] = _Background(load, self._start([load]))
+
+    def wait_for_layer(self, name: str) -> None:
+        """The forward is about to read this layer."""
+        end = self._layer_ends.get(name)
+        if self._loading is not None and end is not None:
+            self._loading.hold(self._stream(), end)
 
     def save(self, meta: StepMeta) -> None:
-        """Saves the blocks that the step completed, but for those the node has already."""
-        started = time.perf_counter_ns()
-        for save in meta.saves:
-            saved = self._attempt("save", functools.partial(self._save_one, save), 0)
-            self._report.saved_blocks += saved
+        """Lets the blocks that the step completes be saved, once it has computed them."""
         if meta.saves:
-            self._report.save_us += (time.perf_counter_ns() - started) // 1000
+            self._rank.save([(s.number, s.parent, s.keys, s.blocks) for s in meta.saves], self._stream())
+        self._finish_inline()
         self._report.step = meta.step
+
+    def finished(self) -> tuple[set[str] | None, set[str] | None]:
+        """Requests whose blocks saves have left, and requests whose background loads are over; each once."""
+        self._count_saves()
+        left = {request for request, number in self._leaving.items() if number <= self._through}
+        for request in left:
+            del self._leaving[request]
+        loaded = {r for r, job in self._background.items() if job.loading is None or job.loading.done()}
+        for request in loaded:
+            job = self._background.pop(request)
+            self._judge([(job.load, 0)], job.loading)
+        return left or None, loaded or None
 
     def take_failed(self) -> set[int]:
         """Engine blocks whose load failed since the last call."""
+        self._finish_inline()
         failed, self._failed = self._failed, set()
         return failed
 
     def take_report(self) -> WorkerReport:
         """What was done since the last call."""
-        report, self._report = self._report, WorkerReport(step=self._report.step)
+        self._count_saves()
+        report = self._report
+        report.saves_through = self._through
+        self._report = WorkerReport(step=report.step)
         return report
 
     def close(self) -> None:
-        """Ends the session with the node; waits for copies that still run."""
-        rank, self._rank = self._rank, None
-        if rank is not None:
-            rank.close()
+        """Waits for copies that run; what has not begun is dropped."""
+        self._finish_inline()
+        for job in self._background.values():
+            if job.loading is not None:
+                job.loading.finish()
+        self._background.clear()
+        self._rank.close()
 
-    def _load_one(self, load: Load) -> list[int]:
-        self.start()
-        assert self._rank is not None
-        return self._rank.load(load.keys, load.places, load.generations, load.blocks)
+    # ---- parts
 
-    def _save_one(self, save: Save) -> int:
-        self.start()
-        assert self._rank is not None
-        return self._rank.save(save.parent, save.keys, save.blocks)
+    def _start_inline(self, loads: list[Load], whole: bool) -> None:
+        at = 0
+        for load in loads:
+            self._inline.append((load, at))
+            at += len(load.blocks) // BLOCK_BYTES
+        self._loading = self._start(loads)
+        if self._loading is not None and (whole or not self._layer_ends):
+            started = time.perf_counter_ns()
+            self._loading.hold(self._stream())
+            self._report.load_us += (time.perf_counter_ns() - started) // 1000
 
-    def _attempt(self, what: str, act: Callable[[], T], otherwise: T) -> T:
-        """Runs a copy; says once when the node stops answering and once when it is back."""
+    def _start(self, loads: list[Load]) -> _native.Loading | None:
+        items = [(load.keys, load.places, load.generations, load.blocks) for load in loads]
         try:
-            result = act()
+            return self._rank.load(items, self._stream())
         except _native.PegaFlowError as error:
-            if self._healthy:
-                logger.warning("PegaFlow: %s refused, the engine computes instead: %s", what, error)
-            self._healthy = False
-            return otherwise
-        if not self._healthy:
-            logger.info("PegaFlow: the cache answers again")
-        self._healthy = True
-        return result
+            self._report.error = str(error)
+            return None
+
+    def _finish_inline(self) -> None:
+        """The step's loads must be proven before its tokens are given out."""
+        if self._inline:
+            loads, self._inline = self._inline, []
+            loading, self._loading = self._loading, None
+            started = time.perf_counter_ns()
+            self._judge(loads, loading)
+            self._report.load_us += (time.perf_counter_ns() - started) // 1000
+
+    def _judge(self, loads: list[tuple[Load, int]], loading: _native.Loading | None) -> None:
+        bad = set(loading.finish()) if loading is not None else None
+        for load, first in loads:
+            blocks = array.array("I", load.blocks)
+            failed = [b for at, b in enumerate(blocks, first) if bad is None or at in bad]
+            self._failed.update(failed)
+            if failed:
+                self._report.failed_requests.add(load.request)
+            good = len(blocks) - len(failed)
+            self._report.failed_blocks += len(failed)
+            self._report.loaded_blocks += good
+            self._report.loaded_bytes += good * self._slot_bytes
+
+    def _count_saves(self) -> None:
+        through, saved, known, refused, count, error = self._rank.saves()
+        self._through = through
+        self._report.saved_blocks += saved
+        self._report.known_blocks += known
+        self._report.refused_blocks += refused
+        self._report.saved_bytes += count
+        self._report.error = error or self._report.error
 
 
 def rank_layout(group: GroupLayout) -> _native.RankLayout:
@@ -109,5 +171,4 @@ def rank_layout(group: GroupLayout) -> _native.RankLayout:
         "heads": (group.first_head, group.first_head + group.heads),
         "blocks": group.blocks,
         "views": [(v.address, v.block_stride, v.part_stride, v.head_stride) for v in group.layers],
-        "memory": sorted({(v.storage_address, v.storage_bytes) for v in group.layers}),
     }

@@ -1,0 +1,24 @@
+# Copyright PegaFlow contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""An engine in a process of its own, beside another: `beside.py MODEL SOCKET`. Says what it answered as JSON."""
+
+import json
+import sys
+
+import conftest  # noqa: F401, sets the environment
+from harness import Answers, Spy, engine, settle
+
+
+class _Forever:
+    """Stands in for pytest's monkeypatch: nothing is undone."""
+
+    setattr = staticmethod(setattr)
+
+
+if __name__ == "__main__":
+    folder, socket = sys.argv[1:]
+    Spy(_Forever())
+    llm = engine(folder, {"endpoint": socket})
+    answers = Answers(llm)
+    settle(llm)
+    print(json.dumps({"tokens": answers.tokens, "cached": answers.cached}))

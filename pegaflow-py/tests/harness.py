@@ -1,0 +1,231 @@
+# Copyright PegaFlow contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""A real vLLM engine (CPU backend), what it answers, and the bytes of its blocks.
+
+Attention does not see the order of blocks, so tokens and log-probabilities are not enough: the bytes of every block are
+compared with those that were saved.
+"""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+import vllm
+from pegaflow.vllm.connector import PegaFlowConnector
+from pegaflow.vllm.worker import Worker
+from vllm.distributed.kv_transfer import kv_transfer_state
+
+BLOCK = 32
+COMMON = [(i * 37 + 11) % 500 + 3 for i in range(130)]
+PROMPTS = [COMMON + [(i * 7 + j * 13) % 500 + 3 for j in range(70)] for i in range(3)]
+SAMPLING = vllm.SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False, logprobs=1)
+
+
+def engine(folder: str, extra: dict | None, **changes) -> vllm.LLM:
+    """An engine in this process, with the connector if `extra` is given."""
+    transfer = {}
+    if extra is not None:
+        transfer["kv_transfer_config"] = {
+            "kv_connector": "PegaFlowConnector",
+            "kv_connector_module_path": "pegaflow.vllm",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": extra,
+        }
+    settings = dict(
+        model=folder,
+        skip_tokenizer_init=True,
+        max_model_len=512,
+        dtype="float32",
+        enforce_eager=True,
+        seed=0,
+        max_num_seqs=8,
+        max_num_batched_tokens=1024,
+        block_size=BLOCK,
+    )
+    # A process has one worker's connector, and an engine would take over that of the one before: only the engine that
+    # was made last may be used.
+    kv_transfer_state._KV_CONNECTOR_AGENT = None
+    return vllm.LLM(**{**settings, **transfer, **changes})
+
+
+def close() -> None:
+    """Ends the connector's worker side, as the end of the engine does."""
+    kv_transfer_state._KV_CONNECTOR_AGENT.shutdown()
+
+
+def scheduler_of(llm: vllm.LLM):
+    """The connector's scheduler side."""
+    return llm.llm_engine.engine_core.engine_core.scheduler.connector._scheduler
+
+
+def rest(llm: vllm.LLM) -> None:
+    """Waits until all saves are over and their blocks are free. An engine with a loop of its own steps by itself."""
+    scheduler = scheduler_of(llm)
+    _workers[-1]._rank.settle(scheduler._saves)
+    while scheduler.has_pending_frees():
+        llm.llm_engine.step()
+
+
+def settle(llm: vllm.LLM, patience: float = 20.0) -> dict[str, int]:
+    """Waits until all saves are over and no lease is held; the node's counters then."""
+    scheduler = scheduler_of(llm)
+    rest(llm)
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        if scheduler._unneeded:
+            scheduler._client.release(scheduler._unneeded)
+            scheduler._unneeded = []
+        stats = scheduler._client.stats()
+        if stats["leases"] == 0:
+            return stats
+        time.sleep(0.01)
+    raise TimeoutError("leases are still held")
+
+
+def forget(llm: vllm.LLM) -> None:
+    """Empties the engine's own prefix cache, once what it computed is saved."""
+    rest(llm)
+    assert llm.reset_prefix_cache()
+
+
+class Answers:
+    """Tokens, log-probabilities and cached tokens of some prompts."""
+
+    def __init__(self, llm: vllm.LLM, prompts=PROMPTS, sampling=SAMPLING):
+        out = llm.generate([{"prompt_token_ids": p} for p in prompts], sampling, use_tqdm=False)
+        self.tokens = [list(o.outputs[0].token_ids) for o in out]
+        self.logprobs = [[next(iter(d.values())).logprob for d in o.outputs[0].logprobs] for o in out]
+        self.cached = [o.num_cached_tokens for o in out]
+
+    def distance(self, other: Answers) -> float:
+        return max(
+            abs(a - b) for u, v in zip(self.logprobs, other.logprobs, strict=True) for a, b in zip(u, v, strict=True)
+        )
+
+
+_workers: list[Worker] = []
+
+
+class Spy:
+    """Hashes of the engine's blocks by key, as saved and as loaded."""
+
+    def __init__(self, monkeypatch):
+        self.saved: dict[bytes, set[bytes]] = {}
+        """All bytes that a block was offered with: computed again in another batch, it has other roundings."""
+        self.loaded: list[tuple[bytes, bytes]] = []
+        self.refused: list[tuple[bytes, bytes]] = []
+        self.before_load = None
+        self.tensors: dict[str, object] = {}
+        save, judge, start = Worker.save, Worker._judge, Worker._start
+        register = PegaFlowConnector.register_kv_caches
+
+        def spy_save(worker, meta):
+            for item in meta.saves:
+                for key, block in zip(keys(item.keys), numbers(item.blocks), strict=True):
+                    self.saved.setdefault(key, set()).add(self.hash(block))
+            save(worker, meta)
+
+        def spy_start(worker, loads):
+            if self.before_load is not None:
+                self.before_load(loads)
+            return start(worker, loads)
+
+        def spy_judge(worker, loads, loading):
+            known, worker._failed = worker._failed, set()
+            judge(worker, loads, loading)
+            for item, _ in loads:
+                for key, block in zip(keys(item.keys), numbers(item.blocks), strict=True):
+                    seen = self.refused if block in worker._failed else self.loaded
+                    seen.append((key, self.hash(block)))
+            worker._failed |= known
+
+        def spy_register(connector, caches):
+            self.tensors = caches
+            register(connector, caches)
+            _workers.append(connector._worker)
+
+        monkeypatch.setattr(Worker, "save", spy_save)
+        monkeypatch.setattr(Worker, "_start", spy_start)
+        monkeypatch.setattr(Worker, "_judge", spy_judge)
+        monkeypatch.setattr(PegaFlowConnector, "register_kv_caches", spy_register)
+
+    def hash(self, block: int) -> bytes:
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            digest.update(self.tensors[name][block].contiguous().view(-1).numpy().tobytes())
+        return digest.digest()
+
+    def check(self) -> int:
+        """Every block that was taken for loaded has the bytes that were saved under its key."""
+        for key, digest in self.loaded:
+            assert digest in self.saved[key]
+        return len(self.loaded)
+
+    def wrong(self) -> int:
+        """How many of the refused blocks were wrong indeed, by the same comparison."""
+        return sum(digest not in self.saved[key] for key, digest in self.refused)
+
+    def forget_loads(self) -> None:
+        self.loaded, self.refused = [], []
+
+
+def keys(packed: bytes) -> list[bytes]:
+    return [packed[at : at + 16] for at in range(0, len(packed), 16)]
+
+
+def numbers(packed: bytes) -> list[int]:
+    return list(array.array("I", packed))
+
+
+def places(packed: bytes) -> list[int]:
+    """Byte offsets in the (only) pool."""
+    return [place & ((1 << 56) - 1) for place in array.array("Q", packed)]
+
+
+class Server:
+    """A `pegaflow-server` with a pool that outlives it."""
+
+    def __init__(self, folder: pathlib.Path, pool_bytes: int = 256 << 20):
+        self.socket = str(folder / "node.sock")
+        self.pool = folder / "pool"
+        self._folder, self._pool_bytes, self._process = folder, pool_bytes, None
+        self.start()
+
+    def start(self) -> None:
+        ready = self._folder / "ready"
+        ready.unlink(missing_ok=True)
+        program = os.environ.get("PEGAFLOW_SERVER") or shutil.which("pegaflow-server")
+        assert program, "pegaflow-server is not on the PATH: the wheel brings it"
+        command = [program, "--socket", self.socket, "--pool-dir", str(self.pool), "--http", "127.0.0.1:0"]
+        command += ["--pool-bytes", str(self._pool_bytes), "--ready-file", str(ready)]
+        with open(self._folder / "server.log", "ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        until = time.monotonic() + 30
+        while not ready.exists():
+            assert self._process.poll() is None and time.monotonic() < until, "the server does not start"
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        self.resume()
+        self.kill()
+
+    def pool_file(self) -> pathlib.Path:
+        (found,) = self.pool.rglob("*.data")
+        return found
