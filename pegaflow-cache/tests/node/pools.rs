@@ -74,7 +74,7 @@ async fn blocks_spill_to_the_other_pool_and_both_outlive_the_server() {
     assert_eq!(stats.evicted, 0, "the other pool had room");
     drop((client, node));
 
-    let node = Node::start(&settings).expect("starts again");
+    let node = restart(&settings);
     assert_eq!(node.started().blocks_recovered as usize, keys.len());
     let again: Vec<_> = node.pools().iter().map(|pool| pool.uuid).collect();
     assert_eq!(again, uuids);
@@ -105,7 +105,7 @@ async fn without_the_first_pool_the_others_mean_nothing() {
     save(&client, &namespace, &keys).await;
     drop((client, node));
     std::fs::remove_file(dir.path().join("pools/pool0.ctl")).expect("it is there");
-    let node = Node::start(&settings).expect("starts again");
+    let node = restart(&settings);
     assert_eq!(node.started().blocks_recovered, 0);
     let client = Client::embedded(&node).expect("opens");
     let (namespace, keys) = open(&client).await;
@@ -152,7 +152,7 @@ async fn a_pool_of_huge_pages_outlives_its_server() {
     let (namespace, keys) = open(&client).await;
     assert_eq!(save(&client, &namespace, &keys).await as usize, keys.len());
     drop((client, node));
-    let node = Node::start(&settings).expect("starts again");
+    let node = restart(&settings);
     assert_eq!(node.started().blocks_recovered as usize, keys.len());
     let client = Client::embedded(&node).expect("opens");
     let (namespace, keys) = open(&client).await;

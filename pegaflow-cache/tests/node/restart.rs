@@ -38,7 +38,7 @@ async fn sealed_blocks_are_found_again() {
         reserve(&client, &namespace, &Slot::whole(&SHAPE), &keys).await;
         node.pools().get(0).expect("one pool").uuid
     };
-    let node = Node::start(&settings).expect("starts again");
+    let node = restart(&settings);
     let started = node.started();
     assert_eq!(
         (started.blocks_recovered, started.blocks_unsealed),
@@ -74,7 +74,7 @@ async fn a_second_server_is_refused() {
     assert!(matches!(error, Error::PoolInUse { .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Busy);
     drop(node);
-    Node::start(&settings).expect("free again");
+    restart(&settings);
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use pegaflow_cache::Error;
 use pegaflow_cache::client::{
     Client, ClientSettings, Found, Lookup, NamespaceHandle, Reservation, Reserve, session_socket,
 };
@@ -74,6 +76,18 @@ pub(crate) fn keys(namespace: &NamespaceHandle, range: std::ops::Range<u32>) -> 
     range
         .map(|n| namespace.key(GROUP, &n.to_le_bytes()))
         .collect()
+}
+
+/// Starts a node on pools that another one has just let go of. A process which a test beside this one
+/// is starting has a copy of the pools' lock until its exec, so "in use" is no answer at once.
+pub(crate) fn restart(settings: &NodeSettings) -> Arc<Node> {
+    for _ in 0..100_000 {
+        match Node::start(settings) {
+            Err(Error::PoolInUse { .. }) => std::thread::yield_now(),
+            started => return started.expect("starts again"),
+        }
+    }
+    panic!("the pools stay in use");
 }
 
 /// A server in this process, on sockets of its own.
