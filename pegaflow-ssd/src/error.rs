@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 pub use pegaflow_mem::ErrorKind;
 
+use crate::sys::{PAGE, pages};
+
 /// The result of most calls of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -40,6 +42,17 @@ pub enum Error {
     /// The request can never work as it stands.
     #[error("{0}")]
     Invalid(String),
+    /// A block is longer than any this store can take: it must fit in a segment.
+    #[error(
+        "a block of {bytes} bytes: this store takes at most {bytes_max}; make it with `segment_bytes` of {} or more for such blocks",
+        segment_bytes_for(*bytes)
+    )]
+    BlockTooLarge {
+        /// Its length, bytes.
+        bytes: u64,
+        /// The longest that fits, bytes.
+        bytes_max: u64,
+    },
     /// The device answered with an error of the operating system.
     #[error("{kind:?} of {bytes} bytes at {at}: {}", std::io::Error::from_raw_os_error(*errno))]
     Io {
@@ -120,12 +133,19 @@ pub enum Error {
     Unsupported(String),
 }
 
+/// The smallest segment that a block of so many bytes fits in: with a header before it and a summary behind.
+fn segment_bytes_for(bytes: u64) -> u64 {
+    pages(bytes) + 2 * PAGE as u64
+}
+
 impl Error {
     /// What the caller must do.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Busy { .. } | Self::Full(_) => ErrorKind::Busy,
-            Self::Invalid(_) | Self::BadPath { .. } => ErrorKind::Invalid,
+            Self::Invalid(_) | Self::BadPath { .. } | Self::BlockTooLarge { .. } => {
+                ErrorKind::Invalid
+            }
             Self::InUse { .. } => ErrorKind::Busy,
             Self::Io { errno, .. } if matches!(*errno, libc::EAGAIN | libc::EINTR) => {
                 ErrorKind::Retry

@@ -17,6 +17,7 @@
 mod fio;
 mod raw;
 mod recover;
+mod steady;
 mod store;
 
 use std::path::{Path, PathBuf};
@@ -117,8 +118,11 @@ fn main() {
     };
     bench.bare();
     bench.through_the_store();
+    if bench.wants("steady") {
+        steady::run(&bench);
+    }
     if made.is_some() && bench.wants("open") {
-        recover::run(&bench, if quick { 20_000 } else { 900_000 });
+        recover::run(&bench, if quick { 20_000 } else { 1_000_000 });
     }
     if let Some(path) = made {
         let _ = std::fs::remove_file(path);
@@ -186,13 +190,24 @@ impl Bench {
             let job = self.job(op, block_bytes, depth);
             let name = format!("store_{}", name(op));
             if self.wants(&name) {
-                let pairs = self.alternate(&job, store::run, |j| Some(raw::run(j)));
+                let pairs = self.against_bare(&job);
                 self.report(&name, &job, "bare ring, same work", &pairs);
             }
         }
         if self.wants("store_mixed") {
             store::mixed(self);
         }
+    }
+
+    // Reads: the floor reads the same part of the device.
+    fn against_bare(&self, job: &Job<'_>) -> Vec<(Figures, Option<Figures>)> {
+        if job.op == Op::Write {
+            return self.alternate(job, store::write, |j| Some(raw::run(j)));
+        }
+        let blocks = store::prepare(job);
+        let bytes = blocks * job.block_bytes;
+        let floor = |j: &Job<'_>| Some(raw::run(&Job { bytes, ..*j }));
+        self.alternate(job, |j| store::read(j, blocks), floor)
     }
 
     // Ours and the floor take turns, so that whatever else the machine does hits both.

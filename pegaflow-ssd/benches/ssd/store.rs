@@ -4,8 +4,11 @@
 //! The same work through the store: index, headers and checksums on.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::future::Future as _;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use pegaflow_ssd::{
@@ -43,26 +46,35 @@ fn arena(store: &SsdStore, job: &Job<'_>) -> Arc<Arena> {
     arena
 }
 
-pub(crate) fn run(job: &Job<'_>) -> Figures {
+/// Writes, into a new store.
+pub(crate) fn write(job: &Job<'_>) -> Figures {
     let store = open(job, true);
     let arena = arena(&store, job);
-    match job.op {
-        Op::Write => drive(job, &arena, |n, buf| {
-            store.put(Put::new(key(n), buf)).expect("room")
-        }),
-        _ => {
-            let blocks = fill(job, &store, &arena);
-            let mut random = 88172645463325252u64;
-            drive(job, &arena, |_, buf| {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                store
-                    .get(Get::new(key(random % blocks), buf))
-                    .expect("room")
-            })
-        }
-    }
+    drive(job, &arena, |n, buf| {
+        store.put(Put::new(key(n), buf)).expect("room")
+    })
+}
+
+/// Makes the store that [`read`] reads, once: what is still being written inside the drive would slow down whoever comes next. Returns how
+/// many blocks it has.
+pub(crate) fn prepare(job: &Job<'_>) -> u64 {
+    let store = open(job, true);
+    fill(job, &store, &arena(&store, job))
+}
+
+/// Reads any of so many blocks.
+pub(crate) fn read(job: &Job<'_>, blocks: u64) -> Figures {
+    let store = open(job, false);
+    let arena = arena(&store, job);
+    let mut random = 88172645463325252u64;
+    drive(job, &arena, |_, buf| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        store
+            .get(Get::new(key(random % blocks), buf))
+            .expect("room")
+    })
 }
 
 // Half the device, at most half a GiB.
@@ -88,18 +100,81 @@ fn wait<T>(waiting: &mut VecDeque<Ticket<T>>) -> Buf {
     done.bufs.pop().expect("it comes back")
 }
 
+/// Requests under way, taken in the order in which they end: as the bare ring does it.
+struct Pending<T> {
+    slots: Vec<Option<(Instant, Ticket<T>)>>,
+    wakers: Vec<Waker>,
+    ended: mpsc::Receiver<usize>,
+    at_once: VecDeque<(usize, Instant, Done<T>)>,
+}
+
+/// Says which slot has ended.
+struct Ended(usize, mpsc::Sender<usize>);
+
+impl Wake for Ended {
+    fn wake(self: Arc<Self>) {
+        // Nobody listens any more at the very end.
+        let _ = self.1.send(self.0);
+    }
+}
+
+impl<T> Pending<T> {
+    fn new(depth: u64) -> Self {
+        let (tell, ended) = mpsc::channel();
+        let waker = |i: u64| Waker::from(Arc::new(Ended(i as usize, tell.clone())));
+        Self {
+            slots: (0..depth).map(|_| None).collect(),
+            wakers: (0..depth).map(waker).collect(),
+            ended,
+            at_once: VecDeque::new(),
+        }
+    }
+
+    fn start(&mut self, slot: usize, since: Instant, ticket: Ticket<T>) {
+        self.slots[slot] = Some((since, ticket));
+        if let Some(done) = self.poll(slot) {
+            self.at_once.push_back(done);
+        }
+    }
+
+    fn poll(&mut self, slot: usize) -> Option<(usize, Instant, Done<T>)> {
+        let (since, ticket) = self.slots[slot].as_mut()?;
+        let since = *since;
+        match Pin::new(ticket).poll(&mut Context::from_waker(&self.wakers[slot])) {
+            Poll::Ready(done) => {
+                self.slots[slot] = None;
+                Some((slot, since, done))
+            }
+            Poll::Pending => None,
+        }
+    }
+
+    /// The next to end.
+    fn next(&mut self) -> (usize, Instant, Done<T>) {
+        loop {
+            if let Some(done) = self.at_once.pop_front() {
+                return done;
+            }
+            let slot = self.ended.recv().expect("the wakers hold senders");
+            if let Some(done) = self.poll(slot) {
+                return done;
+            }
+        }
+    }
+}
+
 #[allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
 fn drive<T: std::fmt::Debug>(
     job: &Job<'_>,
     arena: &Arc<Arena>,
     mut start_one: impl FnMut(u64, Buf) -> Ticket<T>,
 ) -> Figures {
-    let mut waiting: VecDeque<(Instant, Ticket<T>)> = VecDeque::new();
+    let mut pending = Pending::new(job.depth);
     let (mut us, mut ops) = (Vec::with_capacity(1 << 20), 0u64);
     for n in 0..job.depth {
         let mut buf = arena.take(job.block_bytes as usize).expect("one for each");
         buf.fill(n as u8 + 1);
-        waiting.push_back((Instant::now(), start_one(n, buf)));
+        pending.start(n as usize, Instant::now(), start_one(n, buf));
     }
     let (mut start, mut cpu, mut ramp) = (Instant::now(), cpu_time_us(), job.ramp);
     let mut all = 0;
@@ -108,18 +183,17 @@ fn drive<T: std::fmt::Debug>(
             (start, cpu, ramp, ops) = (Instant::now(), cpu_time_us(), Duration::ZERO, 0);
             us.clear();
         }
-        let (since, ticket) = waiting.pop_front().expect("depth is above 0");
-        let mut done = ticket.wait();
+        let (slot, since, mut done) = pending.next();
         us.push(since.elapsed().as_micros() as u32);
         done.result.expect("the device works");
         (ops, all) = (ops + 1, all + 1);
         let mut buf = done.bufs.pop().expect("it comes back");
         buf.set_len(job.block_bytes as usize);
-        waiting.push_back((Instant::now(), start_one(job.depth + all, buf)));
+        pending.start(slot, Instant::now(), start_one(job.depth + all, buf));
     }
     let seconds = start.elapsed().as_secs_f64();
     let cpu = cpu_time_us() - cpu;
-    for (_, ticket) in waiting {
+    for (_, ticket) in pending.slots.into_iter().flatten() {
         let _ = ticket.wait();
     }
     Figures::new(ops, ops * job.block_bytes, seconds, cpu, &mut us)

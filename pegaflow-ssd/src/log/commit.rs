@@ -9,6 +9,9 @@ use crate::format::{Record, Seal, summary_pages};
 use crate::index::{Entry, Ref};
 use crate::sys::PAGE;
 
+/// Bytes of full segments whose summaries may wait for company before the flush that they need.
+const UNSEALED_BYTES_MAX: u64 = 256 << 20;
+
 impl Log {
     /// A batch is over. `header`: whether its header was written; `failed`: blocks that were not.
     pub(crate) fn batch_done(
@@ -139,12 +142,25 @@ impl Log {
                 break;
             }
         }
-        if self.flush_running.is_none() && !self.flush_wanted.is_empty() {
+        if self.flush_running.is_none() && !self.flush_wanted.is_empty() && !self.flush_can_wait() {
             let io = self.io();
             self.flush_running = Some((io, std::mem::take(&mut self.flush_wanted)));
             self.stats.flushes += 1;
             effects.push(Effect::Flush { io });
         }
+    }
+
+    // Whether nobody needs the next flush soon: only summaries wait for it, of few bytes of segments (which opening would read whole if the
+    // store were killed now), more blocks are on their way, and either there is room or another flush comes anyway.
+    fn flush_can_wait(&self) -> bool {
+        let summaries = self.flush_wanted.iter().all(|after| match after {
+            AfterFlush::WriteSeal(s) => !self.segments[*s as usize].broken,
+            _ => false,
+        });
+        let bytes = self.flush_wanted.len() as u64 * self.geometry.segment_bytes;
+        let room = self.free.len() > self.low_water();
+        let another = || self.pages.values().any(|p| matches!(p, PagesFor::Void(_)));
+        summaries && bytes < UNSEALED_BYTES_MAX && !self.batches.is_empty() && (room || another())
     }
 
     /// Without acknowledging: a segment that takes no more and whose batches are over is sealed.

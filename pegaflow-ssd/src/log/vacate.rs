@@ -47,7 +47,7 @@ impl Log {
         }
     }
 
-    fn low_water(&self) -> usize {
+    pub(super) fn low_water(&self) -> usize {
         (self.segments.len() / 16).clamp(2, 4)
     }
 

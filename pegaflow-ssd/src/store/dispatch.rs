@@ -10,7 +10,7 @@ use super::lane::{Inbox, Incoming, Member};
 use crate::key::Key;
 
 impl SsdStore {
-    /// Hands a record to its device; or back, if the store is closing.
+    /// Hands a record to its device, which takes it when its lane is run; or back, if the store is closing.
     pub(super) fn dispatch(&self, incoming: Box<Incoming>) -> Result<(), Box<Incoming>> {
         if let [only] = &self.members[..] {
             return only.offer(incoming);
@@ -50,8 +50,6 @@ impl Member {
         }
         *inbox.keys.entry(incoming.record.key).or_default() += 1;
         inbox.incoming.push(*incoming);
-        drop(inbox);
-        self.wake.notify_one();
         Ok(())
     }
 

@@ -1,7 +1,11 @@
 // Copyright PegaFlow contributors.
 // SPDX-License-Identifier: Apache-2.0
 
-//! The shell around one device's log: a thread that takes blocks, drives the log and starts what it asks for.
+//! The shell around one device's log: takes blocks, drives the log and starts what it asks for.
+//!
+//! Whoever has something for a lane runs it, a caller with a block as well as the device's thread with an answer: handing it to another
+//! thread costs more than the work. One at a time: who finds the lane taken leaves what it has in the inbox, and who has the lane looks
+//! there before it goes. A thread of its own keeps the time and closes.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,7 +23,7 @@ use crate::log::{Effect, IoId, Log, NewRecord, PutId};
 use crate::metrics::{Counters, count};
 use crate::sys::{Arena, Buf};
 
-/// How often deadlines are looked at.
+/// How often a lane's own thread looks at deadlines, and runs the lane in case there is something to do.
 const TICK: Duration = Duration::from_millis(20);
 /// Batches under way below which a new one is begun however small.
 const BATCHES_FEW: usize = 4;
@@ -79,7 +83,6 @@ pub(super) struct Inbox {
     pub(super) keys: HashMap<Key, u32>,
     pub(super) queued_bytes: u64,
     pub(super) closing: bool,
-    pub(super) closed: bool,
 }
 
 /// One device of a store.
@@ -87,6 +90,8 @@ pub(super) struct Member {
     pub(super) log: Mutex<Log>,
     pub(super) guard: Guard,
     pub(super) inbox: Mutex<Inbox>,
+    pub(super) lane: Mutex<Lane>,
+    /// Told when the lane must close, and of everything that happens from then on.
     pub(super) wake: Condvar,
     pub(super) counters: Arc<Counters>,
     pub(super) staging: Arc<Arena>,
@@ -95,76 +100,87 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Leaves something for the lane's thread.
-    pub(super) fn leave(&self, leave: impl FnOnce(&mut Inbox)) {
-        leave(&mut self.inbox.lock());
-        self.wake.notify_one();
+    /// Leaves something for the lane, and runs it.
+    pub(super) fn leave(self: &Arc<Self>, leave: impl FnOnce(&mut Inbox)) {
+        let mut inbox = self.inbox.lock();
+        leave(&mut inbox);
+        let closing = inbox.closing;
+        drop(inbox);
+        match closing {
+            true => drop(self.wake.notify_one()),
+            false => self.drive(),
+        }
+    }
+
+    /// Runs the lane until its inbox is empty, unless another thread does.
+    pub(super) fn drive(self: &Arc<Self>) {
+        while let Some(mut lane) = self.lane.try_lock() {
+            lane.turn(self);
+            drop(lane);
+            // What was left since found the lane taken.
+            if self.inbox.lock().is_empty() {
+                return;
+            }
+        }
     }
 }
 
-/// What only the lane's thread touches.
-struct Lane {
-    member: Arc<Member>,
+/// What only the thread that has the lane touches.
+#[derive(Default)]
+pub(super) struct Lane {
     queue: VecDeque<NewRecord>,
     bodies: HashMap<PutId, Body>,
     queue_bytes: u64,
     batches: usize,
     inflight_bytes: u64,
-    closing: bool,
 }
 
-/// The lane's thread. `first`: what the log wants done to begin with.
-pub(super) fn run(member: Arc<Member>, first: Vec<Effect>) {
-    let mut lane = Lane {
-        member,
-        queue: VecDeque::new(),
-        bodies: HashMap::new(),
-        queue_bytes: 0,
-        batches: 0,
-        inflight_bytes: 0,
-        closing: false,
-    };
-    lane.perform(first);
-    while lane.turn() {}
+/// The lane's own thread. `first`: what the log wants done to begin with.
+pub(super) fn run(member: &Arc<Member>, first: Vec<Effect>) {
+    member.lane.lock().perform(member, first);
+    let mut closing = false;
+    loop {
+        let mut inbox = member.inbox.lock();
+        let news = inbox.closing && (!closing || !inbox.is_empty());
+        if !news {
+            member.wake.wait_for(&mut inbox, TICK);
+        }
+        closing = inbox.closing;
+        drop(inbox);
+        member.guard.expire();
+        let mut lane = member.lane.lock();
+        lane.turn(member);
+        if closing && lane.close(member) {
+            return;
+        }
+        drop(lane);
+        member.drive();
+    }
 }
 
 impl Lane {
-    fn turn(&mut self) -> bool {
-        let (incoming, events) = self.wait();
+    fn turn(&mut self, member: &Arc<Member>) {
+        let (incoming, events) = member.inbox.lock().take();
         let mut effects = Vec::new();
-        let log = &self.member.clone().log;
         let now_s = unix_s();
-        for event in events {
-            self.handle(event, now_s, &mut log.lock(), &mut effects);
+        if !events.is_empty() {
+            let mut log = member.log.lock();
+            for event in events {
+                self.handle(event, now_s, &mut log, &mut effects);
+            }
         }
         for i in incoming {
             self.take(i);
         }
-        while self.may_begin() {
-            let taken = self.append(now_s, &mut log.lock(), &mut effects);
-            self.perform(std::mem::take(&mut effects));
+        while self.may_begin(member) {
+            let taken = self.append(member, now_s, &mut effects);
+            self.perform(member, std::mem::take(&mut effects));
             if taken == 0 {
                 break;
             }
         }
-        self.perform(effects);
-        self.refuse_if_full();
-        self.member.guard.expire();
-        !self.closing || !self.close()
-    }
-
-    fn wait(&mut self) -> (Vec<Incoming>, Vec<Event>) {
-        let member = self.member.clone();
-        let mut inbox = member.inbox.lock();
-        let told_to_close = inbox.closing && !self.closing;
-        if inbox.incoming.is_empty() && inbox.events.is_empty() && !told_to_close {
-            member.wake.wait_for(&mut inbox, TICK);
-        }
-        self.closing = inbox.closing;
-        (
-            std::mem::take(&mut inbox.incoming),
-            std::mem::take(&mut inbox.events),
-        )
+        self.perform(member, effects);
+        self.refuse_if_full(member);
     }
 
     fn take(&mut self, incoming: Incoming) {
@@ -174,22 +190,22 @@ impl Lane {
         self.queue.push_back(record);
     }
 
-    fn may_begin(&self) -> bool {
+    fn may_begin(&self, member: &Member) -> bool {
         !self.queue.is_empty()
-            && self.inflight_bytes < self.member.write_inflight_bytes_max * 2
+            && self.inflight_bytes < member.write_inflight_bytes_max * 2
             && (self.batches < BATCHES_FEW || self.queue_bytes >= BATCH_WORTH_BYTES)
     }
 
-    fn append(&mut self, now_s: u64, log: &mut Log, effects: &mut Vec<Effect>) -> usize {
-        self.drop_cancelled();
+    fn append(&mut self, member: &Member, now_s: u64, effects: &mut Vec<Effect>) -> usize {
+        self.drop_cancelled(member);
         let keys: Vec<(Key, u32)> = self
             .queue
             .iter()
             .take(2048)
             .map(|r| (r.key, r.bytes))
             .collect();
-        let taken = log.append(now_s, &mut self.queue, effects);
-        let mut inbox = self.member.inbox.lock();
+        let taken = member.log.lock().append(now_s, &mut self.queue, effects);
+        let mut inbox = member.inbox.lock();
         for (key, bytes) in &keys[..taken.min(keys.len())] {
             self.queue_bytes -= u64::from(*bytes);
             inbox.forget(key);
@@ -198,7 +214,7 @@ impl Lane {
         taken
     }
 
-    fn drop_cancelled(&mut self) {
+    fn drop_cancelled(&mut self, member: &Member) {
         while let Some(first) = self.queue.front() {
             let body = self.bodies.get(&first.put);
             let back = body.is_some_and(|b| match &b.waits {
@@ -209,26 +225,26 @@ impl Lane {
             if !back {
                 return;
             }
-            self.refuse_first(Error::Cancelled);
+            self.refuse_first(member, Error::Cancelled);
         }
     }
 
-    fn refuse_first(&mut self, error: Error) {
+    fn refuse_first(&mut self, member: &Member, error: Error) {
         let Some(record) = self.queue.pop_front() else {
             return;
         };
         self.queue_bytes -= u64::from(record.bytes);
-        self.member.inbox.lock().forget(&record.key);
-        self.answer(record.put, Err(error));
+        member.inbox.lock().forget(&record.key);
+        self.answer(member, record.put, Err(error));
     }
 
-    fn refuse_if_full(&mut self) {
+    fn refuse_if_full(&mut self, member: &Member) {
         let why = match (self.queue.is_empty(), self.batches) {
-            (false, 0) if self.member.log.lock().full() => "all that is left is pinned or failed",
+            (false, 0) if member.log.lock().full() => "all that is left is pinned or failed",
             _ => return,
         };
         while !self.queue.is_empty() {
-            self.refuse_first(Error::Full(why));
+            self.refuse_first(member, Error::Full(why));
         }
     }
 
@@ -265,7 +281,7 @@ impl Lane {
         }
     }
 
-    fn perform(&mut self, effects: Vec<Effect>) {
+    fn perform(&mut self, member: &Arc<Member>, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
                 Effect::WriteBatch {
@@ -281,21 +297,21 @@ impl Lane {
                     });
                     let bodies = bodies.collect();
                     self.batches += 1;
-                    self.inflight_bytes += write::batch(&self.member, io, at, header, bodies);
+                    self.inflight_bytes += write::batch(member, io, at, header, bodies);
                 }
-                Effect::WritePages { io, parts } => write::pages_of_log(&self.member, io, parts),
-                Effect::Flush { io } => write::flush(&self.member, io),
-                Effect::Move { put, from } => super::read::for_move(&self.member, put, from),
-                Effect::Done { put, result } => self.answer(put, result),
+                Effect::WritePages { io, parts } => write::pages_of_log(member, io, parts),
+                Effect::Flush { io } => write::flush(member, io),
+                Effect::Move { put, from } => super::read::for_move(member, put, from),
+                Effect::Done { put, result } => self.answer(member, put, result),
             }
         }
     }
 
-    fn answer(&mut self, put: PutId, result: Result<()>) {
+    fn answer(&mut self, member: &Member, put: PutId, result: Result<()>) {
         let Some(body) = self.bodies.remove(&put) else {
             return;
         };
-        let counters = &self.member.counters;
+        let counters = &member.counters;
         counters
             .write_queue_bytes
             .fetch_sub(body.bytes, std::sync::atomic::Ordering::Relaxed);
@@ -313,21 +329,31 @@ impl Lane {
     }
 
     /// Whether everything is at rest and the thread may end.
-    fn close(&mut self) -> bool {
+    fn close(&mut self, member: &Arc<Member>) -> bool {
         let mut effects = Vec::new();
+        let mut log = member.log.lock();
         if self.queue.is_empty() && self.batches == 0 {
-            self.member.log.lock().close_open(unix_s(), &mut effects);
+            log.close_open(unix_s(), &mut effects);
         }
-        let rest = effects.is_empty() && self.queue.is_empty() && self.member.log.lock().idle();
-        self.perform(effects);
-        let mut inbox = self.member.inbox.lock();
-        let rest = rest && inbox.incoming.is_empty() && inbox.events.is_empty();
-        inbox.closed |= rest;
-        rest
+        let rest = effects.is_empty() && self.queue.is_empty() && log.idle();
+        drop(log);
+        self.perform(member, effects);
+        rest && member.inbox.lock().is_empty()
     }
 }
 
 impl Inbox {
+    fn is_empty(&self) -> bool {
+        self.incoming.is_empty() && self.events.is_empty()
+    }
+
+    fn take(&mut self) -> (Vec<Incoming>, Vec<Event>) {
+        (
+            std::mem::take(&mut self.incoming),
+            std::mem::take(&mut self.events),
+        )
+    }
+
     fn forget(&mut self, key: &Key) {
         if let Some(n) = self.keys.get_mut(key) {
             *n -= 1;

@@ -11,7 +11,7 @@ use std::thread;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::lane::{self, Inbox, Member};
+use super::lane::{self, Inbox, Lane, Member};
 use super::{SsdStore, write};
 use crate::clock::unix_s;
 use crate::disk::{self, Guard};
@@ -107,7 +107,7 @@ impl SsdStore {
             let (member, first) = device.into_member(&settings, log, counters.clone())?;
             let theirs = member.clone();
             let thread = thread::Builder::new().name("ssd-lane".into());
-            let thread = thread.spawn(move || lane::run(theirs, first));
+            let thread = thread.spawn(move || lane::run(&theirs, first));
             threads.push(thread.map_err(|e| Error::Unsupported(format!("a thread: {e}")))?);
             members.push(member);
             reports.push(report);
@@ -233,6 +233,7 @@ impl Opened {
             log: Mutex::new(log),
             guard: self.guard,
             inbox: Mutex::new(Inbox::default()),
+            lane: Mutex::new(Lane::default()),
             wake: Condvar::new(),
             counters,
             staging,

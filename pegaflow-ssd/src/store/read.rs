@@ -3,25 +3,31 @@
 
 //! From a place on the device to checked bytes in the caller's memory.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
-use super::Fetched;
 use super::lane::{Event, Member};
 use super::ticket::Promise;
+use super::{Done, Fetched};
 use crate::clock::monotonic_us;
 use crate::error::{Error, IoKind, Result};
 use crate::format::{Batch, checksum_of};
 use crate::log::{Location, PutId};
-use crate::metrics::count;
+use crate::metrics::{Counters, count};
 use crate::sys::{Buf, pages};
 use crate::transfer::{Finished, Piece, WhenDone};
 
 /// A fetch on its way.
 pub(super) struct Fetch {
-    pub(super) member: Arc<Member>,
-    pub(super) from: Location,
     pub(super) promise: Promise<Fetched>,
+    pub(super) wanted: Wanted,
+}
+
+/// What is fetched. Its answer may be taken after the store was closed, and must not keep the device open.
+pub(super) struct Wanted {
+    pub(super) member: Weak<Member>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) from: Location,
     pub(super) meta: bool,
     pub(super) queued_bytes: u64,
     pub(super) since_us: u64,
@@ -69,15 +75,23 @@ impl Fetch {
     }
 
     fn read(self, finished: Finished) {
-        self.member
-            .counters
-            .device_read_us
-            .record(finished.device_us);
-        let bufs = trim(finished.pieces, self.from.bytes);
-        let result = finished.result.and_then(|()| self.check(&bufs));
-        match result {
-            Ok(true) if self.meta => self.read_meta(bufs),
-            Ok(true) => self.hit(bufs, Vec::new()),
+        let Self { promise, wanted } = self;
+        wanted.counters.device_read_us.record(finished.device_us);
+        let queue = &wanted.counters.read_queue_bytes;
+        queue.fetch_sub(wanted.queued_bytes, Ordering::Relaxed);
+        let bufs = trim(finished.pieces, wanted.from.bytes);
+        match finished.result {
+            Err(e) => promise.keep_by(move || wanted.end(bufs, Err(e))),
+            Ok(()) if wanted.meta => wanted.read_meta(promise, bufs),
+            Ok(()) => promise.keep_by(move || wanted.checked(bufs, Vec::new())),
+        }
+    }
+}
+
+impl Wanted {
+    fn checked(self, bufs: Vec<Buf>, meta: Vec<u8>) -> Done<Fetched> {
+        match self.check(&bufs) {
+            Ok(true) => self.hit(bufs, meta),
             Ok(false) => self.miss(bufs),
             Err(e) => self.end(bufs, Err(e)),
         }
@@ -89,7 +103,10 @@ impl Fetch {
         if got == self.from.checksum {
             return Ok(true);
         }
-        let mut log = self.member.log.lock();
+        let Some(member) = self.member.upgrade() else {
+            return Ok(false);
+        };
+        let mut log = member.log.lock();
         if !log.still(&self.from) {
             return Ok(false);
         }
@@ -103,15 +120,19 @@ impl Fetch {
         })
     }
 
-    fn read_meta(self, bufs: Vec<Buf>) {
-        let member = self.member.clone();
+    fn read_meta(self, promise: Promise<Fetched>, bufs: Vec<Buf>) {
+        let Some(member) = self.member.upgrade() else {
+            return promise.keep_by(move || self.miss(bufs));
+        };
         let (at, bytes) = (self.from.header_at, self.from.header_bytes);
         let done: WhenDone = Box::new(move |f| {
             let header = f.pieces.first().map(|p| &p.buf[..bytes]);
-            match header.and_then(|h| meta_in(&self.member, &self.from, h)) {
-                Some(meta) => self.hit(bufs, meta),
+            let member = self.member.upgrade();
+            let meta = header.and_then(|h| meta_in(&*member?, &self.from, h));
+            promise.keep_by(move || match meta {
+                Some(meta) => self.checked(bufs, meta),
                 None => self.miss(bufs),
-            }
+            });
         });
         member.guard.submit(vec![(
             IoKind::Read,
@@ -121,27 +142,23 @@ impl Fetch {
         )]);
     }
 
-    fn hit(self, bufs: Vec<Buf>, meta: Vec<u8>) {
-        let counters = &self.member.counters;
+    fn hit(self, bufs: Vec<Buf>, meta: Vec<u8>) -> Done<Fetched> {
+        let counters = &self.counters;
         counters.get_us.record(monotonic_us() - self.since_us);
         count(&counters.hits, 1);
         count(&counters.hit_bytes, self.from.bytes.into());
         let bytes = self.from.bytes;
-        self.end(bufs, Ok(Fetched::Hit { bytes, meta }));
+        self.end(bufs, Ok(Fetched::Hit { bytes, meta }))
     }
 
-    fn miss(self, bufs: Vec<Buf>) {
-        count(&self.member.counters.misses, 1);
-        self.end(bufs, Ok(Fetched::Miss));
+    fn miss(self, bufs: Vec<Buf>) -> Done<Fetched> {
+        count(&self.counters.misses, 1);
+        self.end(bufs, Ok(Fetched::Miss))
     }
 
-    fn end(self, mut bufs: Vec<Buf>, result: Result<Fetched>) {
-        self.member
-            .counters
-            .read_queue_bytes
-            .fetch_sub(self.queued_bytes, Ordering::Relaxed);
+    fn end(self, mut bufs: Vec<Buf>, result: Result<Fetched>) -> Done<Fetched> {
         bufs.extend(self.spare);
-        self.promise.keep(bufs, result);
+        Done { bufs, result }
     }
 }
 
@@ -190,6 +207,6 @@ fn move_header(member: &Arc<Member>, put: PutId, from: Location, buf: Buf) {
         .submit(vec![(IoKind::Read, from.header_at, vec![header], done)]);
 }
 
-fn tell(member: &Member, put: PutId, buf: Buf, result: Result<Vec<u8>>) {
+fn tell(member: &Arc<Member>, put: PutId, buf: Buf, result: Result<Vec<u8>>) {
     member.leave(|inbox| inbox.events.push(Event::Moved { put, buf, result }));
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::lane::{Body, Incoming, Member, Waits};
-use super::read::{Fetch, lay_out};
+use super::read::{Fetch, Wanted, lay_out};
 use super::ticket::promise;
 use super::{BlockInfo, BlockStore, Fetched, Get, Put, Refused, Stored, Ticket};
 use crate::admission::AdmissionPolicy;
@@ -157,10 +157,14 @@ impl SsdStore {
 
     fn check(&self, put: &Put) -> Result<()> {
         let (bytes, limit) = (put.bytes(), self.block_bytes_max);
-        if bytes == 0 || bytes > limit {
-            let reason =
-                format!("a block has 1 to {limit} bytes here (segment_bytes), not {bytes}");
-            return Err(Error::Invalid(reason));
+        if bytes == 0 {
+            return Err(Error::Invalid("a block has at least one byte".into()));
+        }
+        if bytes > limit {
+            return Err(Error::BlockTooLarge {
+                bytes,
+                bytes_max: limit,
+            });
         }
         if put.meta.len() > META_BYTES_MAX {
             let n = put.meta.len();
@@ -224,15 +228,19 @@ impl SsdStore {
         }
         let since_us = monotonic_us();
         let at = from.at;
-        let device = member.clone();
-        let fetch = Fetch {
-            member,
+        let device = member;
+        let wanted = Wanted {
+            member: Arc::downgrade(&device),
+            counters: self.counters.clone(),
             from,
-            promise: keeps,
             meta: get.meta,
             queued_bytes,
             since_us,
             spare,
+        };
+        let fetch = Fetch {
+            promise: keeps,
+            wanted,
         };
         Ok((
             ticket,
@@ -263,7 +271,9 @@ fn info(l: &Location) -> BlockInfo {
 
 impl BlockStore for SsdStore {
     fn put_batch(&self, puts: Vec<Put>) -> Vec<std::result::Result<Ticket<Stored>, Refused>> {
-        puts.into_iter().map(|p| self.put_one(p)).collect()
+        let answers = puts.into_iter().map(|p| self.put_one(p)).collect();
+        self.members.iter().for_each(Member::drive);
+        answers
     }
 
     fn get_batch(&self, gets: Vec<Get>) -> Vec<std::result::Result<Ticket<Fetched>, Refused>> {
@@ -309,6 +319,7 @@ impl BlockStore for SsdStore {
         };
         self.dispatch(Box::new(Incoming { record, body }))
             .map_err(|_| Error::Closed)?;
+        self.members.iter().for_each(Member::drive);
         Ok(ticket)
     }
 

@@ -26,8 +26,23 @@ pub struct Done<T> {
 
 type Cancel = Box<dyn FnOnce() + Send>;
 
+/// An answer, or the work that makes it, to be done by whoever takes it.
+enum Answer<T> {
+    Done(Done<T>),
+    Work(Box<dyn FnOnce() -> Done<T> + Send>),
+}
+
+impl<T> Answer<T> {
+    fn take(self) -> Done<T> {
+        match self {
+            Self::Done(done) => done,
+            Self::Work(work) => work(),
+        }
+    }
+}
+
 struct State<T> {
-    done: Option<Done<T>>,
+    done: Option<Answer<T>>,
     waker: Option<Waker>,
     cancel: Option<Cancel>,
     cancelled: bool,
@@ -38,7 +53,7 @@ struct Shared<T> {
     ready: Condvar,
 }
 
-/// Waits for an answer. Dropping it gives up the answer, not the request: the buffers are freed when the device is done with them.
+/// Waits for an answer; whoever takes a fetched block checks its bytes on the way. Dropping it gives up the answer, not the request: the buffers are freed when the device is done with them.
 #[must_use = "dropping a ticket throws its buffers away when they come back"]
 pub struct Ticket<T> {
     shared: Arc<Shared<T>>,
@@ -71,8 +86,17 @@ pub(crate) fn promise<T>() -> (Promise<T>, Ticket<T>) {
 
 impl<T> Promise<T> {
     pub(crate) fn keep(self, bufs: Vec<Buf>, result: Result<T>) {
+        self.answer(Answer::Done(Done { bufs, result }));
+    }
+
+    /// Leaves the last of the work to the thread that takes the answer: the device's own has other requests to serve.
+    pub(crate) fn keep_by(self, work: impl FnOnce() -> Done<T> + Send + 'static) {
+        self.answer(Answer::Work(Box::new(work)));
+    }
+
+    fn answer(self, answer: Answer<T>) {
         let mut state = self.shared.state.lock();
-        state.done = Some(Done { bufs, result });
+        state.done = Some(answer);
         state.cancel = None;
         let waker = state.waker.take();
         drop(state);
@@ -114,8 +138,9 @@ impl<T> Ticket<T> {
     pub fn wait(self) -> Done<T> {
         let mut state = self.shared.state.lock();
         loop {
-            if let Some(done) = state.done.take() {
-                return done;
+            if let Some(answer) = state.done.take() {
+                drop(state);
+                return answer.take();
             }
             self.shared.ready.wait(&mut state);
         }
@@ -134,7 +159,7 @@ impl<T> Ticket<T> {
         }
         let done = state.done.take();
         drop(state);
-        done.ok_or(self)
+        done.map(Answer::take).ok_or(self)
     }
 
     /// Asks for the request back. It still ends, with `Cancelled` or as if nothing was asked: only then the buffers are free.
@@ -155,7 +180,10 @@ impl<T> Future for Ticket<T> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Done<T>> {
         let mut state = self.shared.state.lock();
         match state.done.take() {
-            Some(done) => Poll::Ready(done),
+            Some(answer) => {
+                drop(state);
+                Poll::Ready(answer.take())
+            }
             None => {
                 state.waker = Some(cx.waker().clone());
                 Poll::Pending

@@ -444,6 +444,66 @@ fn a_full_device_reclaims_and_counts() {
 }
 
 #[test]
+fn a_block_larger_than_a_segment_names_the_setting_that_helps() {
+    let bytes = 3 * MIB as usize + 1;
+    let of = |segment_bytes| {
+        let settings = Settings {
+            segment_bytes,
+            ..settings()
+        };
+        SsdStore::in_memory(settings, 18 * MIB).unwrap()
+    };
+    let error = of(MIB)
+        .put(Put::new(key(1), body(1, bytes)))
+        .unwrap_err()
+        .error;
+    assert!(matches!(error, Error::BlockTooLarge { .. }), "{error:?}");
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    let text = error.to_string();
+    let enough: u64 = text
+        .split(' ')
+        .filter_map(|word| word.parse().ok())
+        .next_back()
+        .unwrap();
+    assert!(text.contains("segment_bytes"), "{text}");
+    let store = of(enough);
+    assert_eq!(put(&store, 1, bytes), Ok(Stored::Stored));
+    assert_eq!(get(&store, 1, bytes), Ok(true));
+}
+
+#[test]
+fn an_answer_can_be_taken_after_the_store_is_closed() {
+    let store = SsdStore::in_memory(settings(), 8 * MIB).unwrap();
+    put(&store, 1, 50_000).unwrap();
+    let ticket = store.get(Get::new(key(1), Buf::new(50_000))).unwrap();
+    assert_eq!(get(&store, 1, 50_000), Ok(true));
+    drop(store);
+    let done = ticket.wait();
+    assert!(matches!(
+        done.result,
+        Ok(Fetched::Hit { bytes: 50_000, .. })
+    ));
+    assert_eq!(done.bufs[0][..], body(1, 50_000)[..]);
+}
+
+#[test]
+fn many_callers_share_one_lane() {
+    let store = SsdStore::in_memory(settings(), 32 * MIB).unwrap();
+    std::thread::scope(|scope| {
+        for caller in 0..4 {
+            let store = &store;
+            scope.spawn(move || {
+                for n in 0..60 {
+                    assert_eq!(put(store, caller * 1000 + n, 9_000), Ok(Stored::Stored));
+                    assert_eq!(get(store, caller * 1000 + n, 9_000), Ok(true));
+                }
+            });
+        }
+    });
+    assert_eq!(store.stats().blocks, 240);
+}
+
+#[test]
 fn fifo_writes_each_byte_once() {
     let settings = Settings {
         segment_bytes: 4 * MIB,
