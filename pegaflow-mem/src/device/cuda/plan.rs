@@ -364,6 +364,8 @@ fn finish_empty(completer: Completer, given: CopyJob) {
 
 /// How long before the expected end a waiter wakes up to watch the word.
 const WATCH_BEFORE: Duration = Duration::from_micros(250);
+/// Longest sleep before that.
+const WATCH_SLICE: Duration = Duration::from_micros(500);
 /// How long it watches before it leaves the rest to the lane's thread.
 const WATCH_FOR: Duration = Duration::from_micros(700);
 
@@ -376,11 +378,12 @@ impl Job {
         let begun = now();
         let watch = move || {
             let Some(job) = job.upgrade() else { return };
-            let passed = begun.elapsed();
-            if let Some(early) = expected.checked_sub(passed + WATCH_BEFORE)
-                && early > WATCH_BEFORE
-            {
-                std::thread::sleep(early);
+            // In slices: the work ahead may be done sooner than it looked.
+            while let Some(early) = expected.checked_sub(begun.elapsed() + WATCH_BEFORE) {
+                if job.finish_if_ended() {
+                    return;
+                }
+                std::thread::sleep(early.min(WATCH_SLICE));
             }
             let until = begun.elapsed() + WATCH_FOR;
             while !job.finish_if_ended() && begun.elapsed() < until {
