@@ -24,6 +24,7 @@ enum : u32 {
     FLAG_PARTIALS = 1u,   // sums[chunk] = sum instead of sums[entry][head] += sum
     FLAG_PLACES = 2u,     // words[] holds (block, place low, place high) an entry; else the block alone, far side dense
     FLAG_SIGNAL = 4u,     // the last thread block stores `signal_value` at `signal` when all is visible system-wide
+    FLAG_PUBLISH = 8u,    // before that, it moves the job's sums to the host and leaves zeros
 };
 
 struct Layer { u64 base, block_stride, part_stride, head_stride; };
@@ -38,6 +39,9 @@ struct ArgsOf {
     u64* sums;
     u32* signal;             // host memory
     u32* arrivals;           // device counter, zero between launches
+    u64* publish_from;       // the job's sums, all of them
+    u64* publish_to;         // host memory
+    u32 publish_count;
     u32 signal_value;
     u32 flags;
     u32 entries;
@@ -52,7 +56,7 @@ struct ArgsOf {
 };
 typedef ArgsOf<WORDS> Args;
 typedef ArgsOf<WORDS_SMALL> ArgsSmall;   // a launch copies its arguments: few entries cost less
-static_assert(sizeof(Args) == 104 + 4 * WORDS, "mirrored in driver/module.rs");
+static_assert(sizeof(Args) == 128 + 4 * WORDS, "mirrored in driver/module.rs");
 
 static __device__ __forceinline__ u64 term(u64 w, u64 key) {
     u64 x = w ^ key;
@@ -132,12 +136,30 @@ static __device__ __forceinline__ u64 warp_sum(u64 v) {
     return v;
 }
 
-// Every thread's stores first become visible system-wide, then its block arrives; the last one tells the host.
-static __device__ __forceinline__ void arrive(u32* arrivals, u32* signal, u32 value) {
+// Every thread's stores first become visible system-wide, then its block arrives. True in all threads of the last one,
+// which sees what the others stored.
+static __device__ __forceinline__ bool arrives_last(u32* arrivals) {
     __threadfence_system();
     __syncthreads();
-    if (threadIdx.x == 0 && atomicAdd(arrivals, 1u) == gridDim.x - 1) {
-        *(volatile u32*)arrivals = 0;
+    bool last = false;
+    if (threadIdx.x == 0) {
+        last = atomicAdd(arrivals, 1u) == gridDim.x - 1;
+        if (last) *(volatile u32*)arrivals = 0;
+        __threadfence_system();
+    }
+    return __syncthreads_or(last);
+}
+
+static __device__ __forceinline__ void publish(u64* from, u64* to, u64 count, u64 first, u64 step) {
+    for (u64 i = first; i < count; i += step) {
+        *(volatile u64*)(to + i) = __ldcg(from + i);
+        from[i] = 0;
+    }
+}
+
+// By one thread, after what all threads of its block stored.
+static __device__ __forceinline__ void tell(u32* signal, u32 value) {
+    if (threadIdx.x == 0) {
         __threadfence_system();
         *(volatile u32*)signal = value;
     }
@@ -185,26 +207,29 @@ static __device__ __forceinline__ void run(const A& args) {
             else atomicAdd(args.sums + (u64)entry * args.heads + head, sum);
         }
     }
-    if (args.flags & FLAG_SIGNAL) arrive(args.arrivals, args.signal, args.signal_value);
+    if (!(args.flags & (FLAG_SIGNAL | FLAG_PUBLISH)) || !arrives_last(args.arrivals)) return;
+    if (args.flags & FLAG_PUBLISH) {
+        publish(args.publish_from, args.publish_to, args.publish_count, threadIdx.x, blockDim.x);
+        __threadfence_system();
+        __syncthreads();
+    }
+    if (args.flags & FLAG_SIGNAL) tell(args.signal, args.signal_value);
 }
 
 #define ENTRY(name, to_far, store)                                                                      \
-    extern "C" __global__ void __launch_bounds__(512) pegaflow_##name(const __grid_constant__ Args args) {        \
+    extern "C" __global__ void __launch_bounds__(1024) pegaflow_##name(const __grid_constant__ Args args) {        \
         run<to_far, store>(args);                                                                       \
     }                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(512) pegaflow_##name##_small(const __grid_constant__ ArgsSmall args) { \
+    extern "C" __global__ void __launch_bounds__(1024) pegaflow_##name##_small(const __grid_constant__ ArgsSmall args) { \
         run<to_far, store>(args);                                                                       \
     }
 ENTRY(gather, true, true)
 ENTRY(scatter, false, true)
 ENTRY(checksum, true, false)
 
-// The end of a job: brings its checksums to the host, leaves zeros for the next job, and tells the host.
+// The end of a job whose last launch could not do it: brings its checksums to the host, leaves zeros for the next job, and
+// tells the host.
 extern "C" __global__ void pegaflow_publish(u64* sums, u64* host, u64 count, u32* signal, u32* arrivals, u32 value) {
-    const u64 step = (u64)gridDim.x * blockDim.x;
-    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += step) {
-        *(volatile u64*)(host + i) = sums[i];
-        sums[i] = 0;
-    }
-    if (signal) arrive(arrivals, signal, value);
+    publish(sums, host, count, (u64)blockIdx.x * blockDim.x + threadIdx.x, (u64)gridDim.x * blockDim.x);
+    if (signal && arrives_last(arrivals)) tell(signal, value);
 }

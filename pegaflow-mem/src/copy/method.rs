@@ -116,7 +116,7 @@ pub struct Question {
 }
 
 /// Pieces that the staged way is measured with.
-pub(crate) const STAGED_PIECE_BYTES: u64 = 1 << 20;
+pub(crate) const STAGED_PIECE_BYTES: u64 = 4 << 20;
 /// A cache file that asks for a larger ring is not ours.
 const RING_BYTES_MAX: u64 = 1 << 30;
 /// Rectangles are measured close to each other; far apart in a large pool they come so much slower.

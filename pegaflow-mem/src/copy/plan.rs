@@ -60,23 +60,7 @@ pub struct Cut {
     /// Rows that are signalled together: steps do not cross a multiple of it, and all entries of a group come before
     /// the next group. `None`: as few steps as possible.
     pub group_rows: Option<u32>,
-    /// Which steps are kept small, so that the pipeline fills or drains fast.
-    pub ramp: Ramp,
 }
-
-/// Where a pipeline needs small steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ramp {
-    /// All steps as large as they may be.
-    None,
-    /// Small first: the DMA engine starts after the first gather.
-    Up,
-    /// Small last: the end is reached soon after the last byte is on the device.
-    Down,
-}
-
-/// Smallest step of a ramp.
-const RAMP_BYTES_MIN: u64 = 1 << 20;
 
 impl Cut {
     /// Whether a job can be cut this way: at least one row must fit a step.
@@ -119,7 +103,8 @@ impl Cut {
             return;
         }
         let most = ((self.step_bytes_max / group_bytes) as u32).min(self.step_entries_max);
-        for entries in self.entry_counts(job.entries, most, group_bytes) {
+        for first in (0..job.entries).step_by(most as usize) {
+            let entries = first..(first + most).min(job.entries);
             let bytes = entries.len() as u64 * group_bytes;
             steps.push(Step {
                 entries,
@@ -147,35 +132,6 @@ impl Cut {
                 at = end;
             }
         }
-    }
-
-    /// Ranges of entries of at most `most`, with small ones at the end that ramps.
-    fn entry_counts(&self, entries: u32, most: u32, entry_bytes: u64) -> Vec<Range<u32>> {
-        let smallest = ((RAMP_BYTES_MIN / entry_bytes.max(1)) as u32).clamp(1, most);
-        let mut counts = vec![];
-        let mut left = entries;
-        let mut size = if self.ramp == Ramp::None {
-            most
-        } else {
-            smallest
-        };
-        while left > 0 {
-            let n = size.min(left);
-            counts.push(n);
-            left -= n;
-            size = (size * 2).min(most);
-        }
-        if self.ramp == Ramp::Down {
-            counts.reverse();
-        }
-        let mut at = 0;
-        counts
-            .into_iter()
-            .map(|n| {
-                at += n;
-                at - n..at
-            })
-            .collect()
     }
 }
 
@@ -234,55 +190,39 @@ mod tests {
 
     #[test]
     fn steps_by_example() {
-        let cut = |max, group, ramp| Cut {
+        let cut = |max, group| Cut {
             step_bytes_max: max,
             step_entries_max: 960,
             group_rows: group,
-            ramp,
         };
         // 5 entries of 2 MiB, slots of 4 MiB.
         check(
             job(5, 2, MIB),
-            cut(4 * MIB, None, Ramp::None),
-            &[(0..2, 0..2), (2..4, 0..2), (4..5, 0..2)],
-        );
-        // Small first for a save, small last for a load.
-        check(
-            job(5, 2, MIB),
-            cut(4 * MIB, None, Ramp::Up),
-            &[(0..1, 0..2), (1..3, 0..2), (3..5, 0..2)],
-        );
-        check(
-            job(5, 2, MIB),
-            cut(4 * MIB, None, Ramp::Down),
+            cut(4 * MIB, None),
             &[(0..2, 0..2), (2..4, 0..2), (4..5, 0..2)],
         );
         // An entry larger than a slot is cut into even parts.
         check(
             job(1, 6, MIB),
-            cut(4 * MIB, None, Ramp::Up),
+            cut(4 * MIB, None),
             &[(0..1, 0..3), (0..1, 3..6)],
         );
         // Layer by layer: all entries of the first group come first.
         check(
             job(3, 4, MIB),
-            cut(4 * MIB, Some(2), Ramp::None),
+            cut(4 * MIB, Some(2)),
             &[(0..2, 0..2), (2..3, 0..2), (0..2, 2..4), (2..3, 2..4)],
         );
-    }
-
-    fn ramps() -> impl Strategy<Value = Ramp> {
-        prop_oneof![Just(Ramp::None), Just(Ramp::Up), Just(Ramp::Down)]
     }
 
     proptest! {
         #[test]
         fn steps_cover_every_row_once(
             entries in 1u32..80, rows in 1u32..70, row_kib in 1u64..600, slot_mib in 1u64..9,
-            entries_max in 1u32..50, group in proptest::option::of(1u32..80), ramp in ramps(),
+            entries_max in 1u32..50, group in proptest::option::of(1u32..80),
         ) {
             let job = job(entries, rows, row_kib << 10);
-            let cut = Cut { step_bytes_max: slot_mib << 20, step_entries_max: entries_max, group_rows: group, ramp };
+            let cut = Cut { step_bytes_max: slot_mib << 20, step_entries_max: entries_max, group_rows: group };
             prop_assume!(cut.fits(&job));
             let steps = cut.steps(&job);
             let mut seen = vec![0u8; (entries * rows) as usize];

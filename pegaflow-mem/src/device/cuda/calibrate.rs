@@ -10,7 +10,7 @@ use super::driver::{
     BatchScratch, CHUNK_BYTES_MAX, Context, DeviceMemory, Event, Far, Launch, PinnedMemory, Row2d,
     Span, Stream, Sums, VerifiedLayout,
 };
-use super::kernels::Kernels;
+use super::kernels::{Kernels, Pace};
 use super::settings::CudaSettings;
 use crate::Result;
 use crate::copy::Rates;
@@ -26,23 +26,25 @@ const POINT_BYTES: u64 = 16 << 20;
 const POINT_PIECES: u64 = 256;
 /// The block that kernels are measured with.
 const BLOCK_BYTES: u64 = 64 << 10;
-/// Rings that are tried, small ones first: `(bytes of a slot, slots)`.
-const RINGS: [(u64, u64); 6] = [
+/// Rings that are tried, small ones first: `(bytes of a slot, slots)`. Beside an engine a burst waits for room on the GPU,
+/// and while it waits the DMA of the slot before must go on: a slot below 8 MiB is taken only where no larger one fits.
+const RINGS: [(u64, u64); 5] = [
+    (1 << 20, 2),
+    (2 << 20, 2),
     (4 << 20, 2),
     (8 << 20, 2),
-    (12 << 20, 2),
-    (8 << 20, 4),
-    (12 << 20, 4),
-    (16 << 20, 4),
+    (16 << 20, 2),
 ];
+/// The smallest slot that is tried where it fits.
+const SLOT_BYTES_MIN: u64 = 8 << 20;
 /// As many thread blocks as a burst has.
 const ALL: u32 = u32::MAX;
 /// What a larger ring must gain.
 const RING_GAIN_MIN: f64 = 1.001;
-/// Bytes that a ring is tried with, at a time.
-const PIPELINE_BYTES: u64 = 32 << 20;
+/// Slots that a ring is tried with, at a time.
+const PIPELINE_SLOTS: u64 = 4;
 /// Changes when the meaning of the file's lines does.
-const FORMAT: &str = "pegaflow copy rates 2";
+const FORMAT: &str = "pegaflow copy rates 3";
 
 /// The rates of both directions (save, load): from the cache, else measured and cached.
 pub(super) fn rates(
@@ -148,10 +150,8 @@ impl<'a> Bench<'a> {
         let table = DeviceMemory::new(context, VerifiedLayout::table_bytes(&layout))?;
         let layout = VerifiedLayout::new(context, Arc::new(layout), &stream, &host, table.span())?;
         // The largest ring that may be chosen, or none.
-        let staging = RINGS
-            .iter()
+        let staging = fitting(share(settings))
             .map(|(slot, slots)| slot * slots)
-            .filter(|bytes| *bytes <= share(Direction::Load, settings))
             .max()
             .and_then(|bytes| DeviceMemory::new(context, bytes).ok());
         Ok(Self {
@@ -264,13 +264,10 @@ impl<'a> Bench<'a> {
         let Some(staging) = staging else { return };
         let some = &mut |b: &mut Self| b.kernel(direction, Some(staging), 16, ALL);
         rates.staged_us = self.least(some) + 10.0;
-        for (slot, slots) in RINGS {
-            let fits = slot * slots <= share(direction, settings).min(staging.bytes());
-            let rate = if fits {
-                self.pipeline(direction, slot, slots)
-            } else {
-                None
-            };
+        let room = share(settings).min(staging.bytes());
+        let largest = fitting(room).map(|r| r.0).max().unwrap_or(0);
+        for (slot, slots) in fitting(room).filter(|r| r.0 >= largest.min(SLOT_BYTES_MIN)) {
+            let rate = self.pipeline(direction, slot, slots);
             // A larger ring must be worth its memory.
             if rate.is_some_and(|rate| rate > rates.staged * RING_GAIN_MIN) {
                 (rates.staged, rates.ring) = (rate.unwrap_or(0.0), Some((slot, slots)));
@@ -286,9 +283,8 @@ impl<'a> Bench<'a> {
             .map(|_| Ok((event()?, event()?)))
             .collect::<Result<_>>()
             .ok()?;
-        let bytes = PIPELINE_BYTES / slot * slot;
-        self.rate(bytes, 20.0, |b| {
-            b.pass(direction, slot, bytes / slot, &events)
+        self.rate(PIPELINE_SLOTS * slot, 20.0, |b| {
+            b.pass(direction, slot, PIPELINE_SLOTS, &events)
         })
     }
 
@@ -329,7 +325,7 @@ impl<'a> Bench<'a> {
     }
 
     fn slot_by_dma(&mut self, direction: Direction, slot: Span) -> Result<()> {
-        let piece = STAGED_PIECE_BYTES;
+        let piece = STAGED_PIECE_BYTES.min(slot.bytes());
         let n = slot.bytes() / piece;
         let room = self.host.span().bytes() / piece;
         let copies: Vec<_> = (0..n)
@@ -432,6 +428,7 @@ impl<'a> Bench<'a> {
             },
             far_row_stride: BLOCK_BYTES,
             sums: Sums::PerHead(self.sums.span()),
+            publish: None,
             chunk_bytes: CHUNK_BYTES_MAX,
         };
         let blocks_max = blocks_max.min(kernels.all_blocks());
@@ -440,16 +437,21 @@ impl<'a> Bench<'a> {
             &self.stream,
             &launch,
             blocks_max,
+            Pace::Patient,
         )
     }
 }
 
-/// Device memory that the ring of a direction may have: loads gain more from a large one.
-fn share(direction: Direction, settings: &CudaSettings) -> u64 {
-    match direction {
-        Direction::Save => settings.staging_bytes_max / 5 * 2,
-        Direction::Load => settings.staging_bytes_max / 5 * 3,
-    }
+/// Device memory that the ring of a direction may have.
+fn share(settings: &CudaSettings) -> u64 {
+    settings.staging_bytes_max / 2
+}
+
+/// The rings that fit.
+fn fitting(bytes: u64) -> impl Iterator<Item = (u64, u64)> {
+    RINGS
+        .into_iter()
+        .filter(move |(slot, slots)| slot * slots <= bytes)
 }
 
 fn sides(direction: Direction, near: Span, far: Span) -> (Span, Span) {

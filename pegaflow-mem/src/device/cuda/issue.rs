@@ -5,12 +5,12 @@
 
 use super::driver::{
     BatchScratch, CHUNK_BYTES_MAX, Context, Event, Far, Launch, Publish, RegisteredPool, Row2d,
-    Span, Stream, Sums, WORDS,
+    Signal, Span, Stream, Sums, WORDS,
 };
 use super::job::Job;
-use super::kernels::{Kernels, Work};
+use super::kernels::{Kernels, Pace, Work};
 use super::ring::Ring;
-use crate::copy::{Cut, JobShape, Method, Ramp, Step};
+use crate::copy::{Cut, JobShape, Method, Step};
 use crate::device::Direction;
 use crate::layout::BlockCopy;
 use crate::{Error, Result};
@@ -23,6 +23,20 @@ pub(super) const ENTRIES_PLACES_MAX: u32 = WORDS as u32 / 3;
 /// Bytes of a step that needs no slot.
 pub(super) const STEP_BYTES: u64 = 16 << 20;
 
+/// Entries of a save shorter than this go in steps of half a slot: DMA moves short pieces to the host faster while what it
+/// reads is still in the GPU's cache (256 KiB: 94 % of the link instead of 91 % on an H200).
+const SAVE_PIECE_BYTES: u64 = 2 << 20;
+/// A burst for so many bytes or fewer is urgent: the DMA of the step before it is over sooner than a patient one ends.
+const URGENT_BYTES: u64 = 12 << 20;
+
+/// The place of a step among others.
+pub(super) struct Turn<'a> {
+    /// Nothing else is on its way that the GPU could move meanwhile.
+    pub first: bool,
+    /// For the last step of a job: how the host learns of its end.
+    pub end: Option<Signal<'a>>,
+}
+
 /// Streams and scratch of one direction.
 pub(super) struct Issuer {
     pub kernel: Stream,
@@ -30,7 +44,8 @@ pub(super) struct Issuer {
     /// Orders `dma` after `kernel` and the reverse, outside the ring.
     pub bridge: Event,
     pub ring: Option<Ring>,
-    pub arrivals: Span,
+    /// Counters of kernels on `kernel` and on `dma`.
+    pub arrivals: [Span; 2],
     pub direct_blocks: u32,
     pub scratch: Scratch,
 }
@@ -53,25 +68,28 @@ pub(super) fn cut(
     group_rows: Option<u32>,
 ) -> Cut {
     let (step_bytes_max, step_entries_max) = match method {
-        Method::Staged => (ring.map_or(0, Ring::slot_bytes), ENTRIES_DENSE_MAX),
+        Method::Staged => {
+            let slot = ring.map_or(0, Ring::slot_bytes);
+            let short = direction == Direction::Save && job.entry_bytes() < SAVE_PIECE_BYTES;
+            let half = (slot / 2).max(job.row_bytes);
+            (if short { half } else { slot }, ENTRIES_DENSE_MAX)
+        }
         Method::Direct => (STEP_BYTES.max(job.row_bytes), ENTRIES_PLACES_MAX),
         Method::Plain | Method::Batch => (STEP_BYTES.max(job.row_bytes), ENTRIES_DENSE_MAX),
-    };
-    let ramp = match (method, direction, group_rows) {
-        (Method::Staged, Direction::Save, _) => Ramp::Up,
-        (Method::Staged, Direction::Load, None) => Ramp::Down,
-        _ => Ramp::None,
     };
     Cut {
         step_bytes_max,
         step_entries_max,
         group_rows,
-        ramp,
     }
 }
 
 impl Issuer {
-    pub(super) fn new(context: &Arc<Context>, arrivals: Span, direct_blocks: u32) -> Result<Self> {
+    pub(super) fn new(
+        context: &Arc<Context>,
+        arrivals: [Span; 2],
+        direct_blocks: u32,
+    ) -> Result<Self> {
         Ok(Self {
             kernel: Stream::new(context)?,
             dma: Stream::new(context)?,
@@ -88,12 +106,22 @@ impl Issuer {
         self.ring = Ring::new(context, slot_bytes, slots).ok();
     }
 
-    /// Submits one step. Returns the stream on which its end is to be marked.
-    pub(super) fn step(&mut self, job: &Job, step: &Step, kernels: Option<&Kernels>) -> Result<()> {
+    /// Submits one step. Says whether it also brings the job's checksums to the host, and tells it where the kernel is what
+    /// ends the job.
+    pub(super) fn step(
+        &mut self,
+        job: &Job,
+        step: &Step,
+        kernels: Option<&Kernels>,
+        turn: Turn<'_>,
+    ) -> Result<bool> {
+        let publishes = turn.end.is_some();
         let pool_step = |pool: &RegisteredPool| match (job.method, kernels) {
-            (Method::Staged, Some(k)) => self.staged(job, step, k, pool),
-            (Method::Direct, Some(k)) => self.direct(job, step, k, pool),
-            (Method::Plain | Method::Batch, _) => self.dma(job, step, kernels, pool),
+            (Method::Staged, Some(k)) => self.staged(job, step, k, pool, turn).map(|()| publishes),
+            (Method::Direct, Some(k)) => self.direct(job, step, k, pool, turn).map(|()| publishes),
+            (Method::Plain | Method::Batch, _) => {
+                self.dma(job, step, kernels, pool).map(|()| false)
+            }
             _ => Err(Error::Unsupported {
                 what: "copy kernels",
                 reason: "not loaded".into(),
@@ -111,13 +139,18 @@ impl Issuer {
         }
     }
 
-    /// Submits the end: checksums to the host, then the word.
+    /// Submits the end: checksums to the host, unless the last step has `published` them, then the word.
     pub(super) fn end(
         &mut self,
         job: &Job,
         kernels: Option<&Kernels>,
-        words: &super::driver::PinnedMemory,
+        end: Signal<'_>,
+        published: bool,
     ) -> Result<()> {
+        let by_dma = (job.method, job.direction) == (Method::Staged, Direction::Save);
+        if published && !by_dma {
+            return Ok(());
+        }
         let dma = matches!(job.method, Method::Plain | Method::Batch);
         if dma && kernels.is_some() {
             // The checksum kernels run on the other stream.
@@ -125,23 +158,13 @@ impl Issuer {
             self.dma.wait(&self.bridge)?;
         }
         let last = self.last(job);
-        let device_sums = job.device_sums.lock();
-        match (kernels, device_sums.as_ref(), &job.sums) {
-            (Some(kernels), Some(device), Some(host)) => kernels.publish(
-                last,
-                &Publish {
-                    sums: device.span(),
-                    count: job.count(),
-                    memory: host.memory(),
-                    numbers_at: 0,
-                    signal: words,
-                    word: job.word.index(),
-                    value: job.word.end(),
-                    arrivals: self.arrivals,
-                },
-            ),
-            _ => last.write_word(words, job.word.index(), job.word.end()),
+        let arrivals = self.arrivals[usize::from(std::ptr::eq(last, &raw const self.dma))];
+        if let Some(kernels) = kernels.filter(|_| !published)
+            && let Some(publish) = publish_of(job, Some(end), arrivals)
+        {
+            return kernels.publish(last, &publish);
         }
+        last.write_word(end.memory, end.word, end.value)
     }
 
     fn staged(
@@ -150,6 +173,7 @@ impl Issuer {
         step: &Step,
         kernels: &Kernels,
         pool: &RegisteredPool,
+        turn: Turn<'_>,
     ) -> Result<()> {
         let ring = self.ring.as_mut().ok_or_else(|| Error::Unsupported {
             what: "staging",
@@ -170,15 +194,30 @@ impl Issuer {
             },
             far_row_stride: job.shape.row_bytes,
             sums: sums_of(job, step)?,
+            publish: turn.end.and_then(|end| {
+                // A save is over when DMA has emptied the slot.
+                let signal = (job.direction == Direction::Load).then_some(end);
+                publish_of(job, signal, self.arrivals[0])
+            }),
             chunk_bytes: CHUNK_BYTES_MAX,
         };
         let grid = kernels.all_blocks();
+        // DMA waits for the first burst of a save, and the caller for the last of a load.
+        let waited_for = match job.direction {
+            Direction::Save => turn.first,
+            Direction::Load => turn.end.is_some(),
+        };
+        let pace = if waited_for || step.bytes <= URGENT_BYTES {
+            Pace::Urgent
+        } else {
+            Pace::Patient
+        };
         match job.direction {
             Direction::Save => {
                 if events.used {
                     self.kernel.wait(&events.dma)?;
                 }
-                kernels.launch(Work::Gather, &self.kernel, &launch, grid)?;
+                kernels.launch(Work::Gather, &self.kernel, &launch, grid, pace)?;
                 self.kernel.record(&events.kernel)?;
                 self.dma.wait(&events.kernel)?;
                 move_slot(&self.dma, job, step, slot, pool, &mut self.scratch)?;
@@ -200,7 +239,7 @@ impl Issuer {
                 )?;
                 self.dma.record(&events.dma)?;
                 self.kernel.wait(&events.dma)?;
-                kernels.launch(Work::Scatter, &self.kernel, &launch, grid)?;
+                kernels.launch(Work::Scatter, &self.kernel, &launch, grid, pace)?;
                 self.kernel.record(&events.kernel)?;
                 self.scratch.copies = scratch;
             }
@@ -215,6 +254,7 @@ impl Issuer {
         step: &Step,
         kernels: &Kernels,
         pool: &RegisteredPool,
+        turn: Turn<'_>,
     ) -> Result<()> {
         let launch = Launch {
             layout: &job.layout,
@@ -222,6 +262,9 @@ impl Issuer {
             far: direct_places(job, step, pool, &mut self.scratch.places),
             far_row_stride: job.shape.pool_pitch,
             sums: sums_of(job, step)?,
+            publish: turn
+                .end
+                .and_then(|end| publish_of(job, Some(end), self.arrivals[0])),
             chunk_bytes: CHUNK_BYTES_MAX,
         };
         kernels.launch(
@@ -229,6 +272,7 @@ impl Issuer {
             &self.kernel,
             &launch,
             self.direct_blocks,
+            Pace::Patient,
         )
     }
 
@@ -297,9 +341,11 @@ impl Issuer {
             },
             far_row_stride: 0,
             sums: sums_of(job, step)?,
+            publish: None,
             chunk_bytes: CHUNK_BYTES_MAX,
         };
-        kernels.launch(Work::Checksum, &self.kernel, &launch, kernels.all_blocks())
+        let grid = kernels.all_blocks();
+        kernels.launch(Work::Checksum, &self.kernel, &launch, grid, Pace::Patient)
     }
 }
 
@@ -346,6 +392,17 @@ fn slot_offset(job: &Job) -> u64 {
     let (shape, slot) = (layout.shape(), layout.slot());
     let layer = slot.layers.start + job.row_first / shape.parts;
     shape.offset(layer, 0, slot.heads.start)
+}
+
+/// The end of a job whose checksums are added up on the device; the host is told by `signal`, or later.
+fn publish_of<'a>(job: &'a Job, signal: Option<Signal<'a>>, arrivals: Span) -> Option<Publish<'a>> {
+    Some(Publish {
+        sums: job.device_sums.lock().as_ref()?.span(),
+        count: job.count(),
+        memory: job.sums.as_ref()?.memory(),
+        signal,
+        arrivals,
+    })
 }
 
 fn sums_of<'a>(job: &Job, step: &Step) -> Result<Sums<'a>> {

@@ -17,6 +17,8 @@ const COPY_PTX: &str = include_str!("../../../kernels/copy.ptx");
 pub(super) const COMPUTE_MIN: (i32, i32) = (7, 0);
 /// Threads of a block: 16 warps, each with a chunk of up to 4 KiB in flight.
 const THREADS: u32 = 512;
+/// Threads of a block that has a multiprocessor for itself.
+const THREADS_URGENT: u32 = 1024;
 /// Fewer threads where the job is so small that blocks should spread over the multiprocessors.
 const THREADS_FEW: u32 = 128;
 const FEW_CHUNKS: u64 = 128;
@@ -30,6 +32,16 @@ pub(super) enum Work {
     Scatter,
     /// Reads the near side for its checksum.
     Checksum,
+}
+
+/// How a burst shares the GPU with the engine's kernels. Measured on an H200 beside a loop that leaves no issue slot free,
+/// a burst of 16 MiB ends after 270 us or 160 us; the first costs the loop a third of the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// Beside them, in what they leave.
+    Patient,
+    /// Before them: each block takes a multiprocessor for itself as soon as one is free.
+    Urgent,
 }
 
 /// The kernels of one GPU.
@@ -79,6 +91,7 @@ impl Kernels {
         stream: &Stream,
         launch: &Launch<'_>,
         blocks_max: u32,
+        pace: Pace,
     ) -> Result<()> {
         let [full, small] = match work {
             Work::Gather => &self.gather,
@@ -86,10 +99,10 @@ impl Kernels {
             Work::Checksum => &self.checksum,
         };
         let chunks = launch.chunks();
-        let threads = if chunks <= FEW_CHUNKS {
-            THREADS_FEW
-        } else {
-            THREADS
+        let threads = match pace {
+            _ if chunks <= FEW_CHUNKS => THREADS_FEW,
+            Pace::Patient => THREADS,
+            Pace::Urgent => THREADS_URGENT,
         };
         let blocks = chunks
             .div_ceil(threads as u64 / 32)

@@ -11,18 +11,18 @@
 
 use super::EngineEvent;
 use super::buffers::Buffers;
-use super::driver::{Context, Event, Span, Stream};
-use super::issue::Issuer;
+use super::driver::{Context, Event, Signal, Span, Stream};
+use super::issue::{Issuer, Turn};
 use super::job::Job;
 use super::kernels::Kernels;
-use crate::copy::{Method, Step};
+use crate::copy::Step;
 use crate::device::DeviceEvent;
 use crate::{Error, Result};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Bytes that may be submitted and unfinished. Between one and two milliseconds of the fastest link there is: enough for the
 /// thread to wake up in, and the most that a cancelled job still copies.
@@ -34,12 +34,6 @@ const MARK_BYTES: u64 = 32 << 20;
 const MARK_STEPS: usize = 16;
 /// How often the thread asks whether the oldest mark has passed. The window covers many times this.
 const MARK_LOOK: Duration = Duration::from_micros(500);
-/// Bytes over which the speed of staged copies is looked at.
-const PACE_BYTES: u64 = 512 << 20;
-/// Below this share of the speed on an idle GPU the engine is thought to keep it busy.
-const PACE_BUSY: f64 = 0.86;
-/// After so many looks with all slots in use, the few are tried again.
-const PACE_LOOKS: u32 = 32;
 
 /// One direction of a GPU.
 pub(super) struct Lane {
@@ -53,8 +47,6 @@ pub(super) struct Lane {
     asleep: AtomicBool,
     /// Bytes accepted and not finished, for estimates.
     backlog: AtomicU64,
-    /// What staged copies reach on an idle GPU.
-    staged_gb_per_s: f64,
 }
 
 struct State {
@@ -63,7 +55,6 @@ struct State {
     marks: VecDeque<Mark>,
     /// Bytes and steps that are submitted and not known to be finished.
     window: (u64, usize),
-    pace: Pace,
     events: Vec<Arc<Event>>,
     closed: bool,
 }
@@ -120,57 +111,6 @@ const EVENT_LOOK: Duration = Duration::from_micros(50);
 /// For how many looks it goes on after the last one.
 const EXPRESS_LOOKS: u32 = 100;
 
-/// How fast staged copies come along while there are any.
-#[derive(Default)]
-struct Pace {
-    since: Option<Instant>,
-    time: Duration,
-    bytes: u64,
-    looks: u32,
-}
-
-impl Pace {
-    /// The lane has work again.
-    fn begin(&mut self) {
-        self.since.get_or_insert_with(now);
-    }
-
-    /// `bytes` more are done; with `dry`, nothing is left. Says whether all staging slots should be in use, when there is
-    /// something to say.
-    fn done(&mut self, bytes: u64, dry: bool, best_gb_per_s: f64) -> Option<bool> {
-        self.bytes += bytes;
-        if dry || self.bytes >= PACE_BYTES {
-            self.time += self
-                .since
-                .take()
-                .map_or(Duration::ZERO, |since| since.elapsed());
-        }
-        if !dry {
-            self.begin();
-        }
-        if self.bytes < PACE_BYTES {
-            return None;
-        }
-        let rate = self.bytes as f64 / self.time.as_secs_f64().max(1e-6) / 1e9;
-        (self.time, self.bytes) = (Duration::ZERO, 0);
-        let busy = rate < best_gb_per_s * PACE_BUSY;
-        self.looks = if busy {
-            PACE_LOOKS
-        } else {
-            self.looks.saturating_sub(1)
-        };
-        Some(self.looks > 0)
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a shell: it watches how fast a GPU copies"
-)]
-fn now() -> Instant {
-    Instant::now()
-}
-
 /// A job that is being submitted.
 struct Running {
     job: Arc<Job>,
@@ -181,6 +121,8 @@ struct Running {
     signals: bool,
     /// Whether anything of it was submitted.
     begun: bool,
+    /// Whether its last step brings its checksums to the host.
+    published: bool,
     /// Bytes and steps since its last mark.
     unmarked: (u64, usize),
 }
@@ -228,7 +170,6 @@ impl Lane {
         buffers: &Arc<Buffers>,
         issuer: Issuer,
         express: Express,
-        staged_gb_per_s: f64,
     ) -> Arc<Self> {
         Arc::new(Self {
             context: Arc::clone(context),
@@ -239,7 +180,6 @@ impl Lane {
                 queue: VecDeque::new(),
                 marks: VecDeque::new(),
                 window: (0, 0),
-                pace: Pace::default(),
                 events: vec![],
                 closed: false,
             }),
@@ -247,7 +187,6 @@ impl Lane {
             express: Mutex::new(express),
             asleep: AtomicBool::new(false),
             backlog: AtomicU64::new(0),
-            staged_gb_per_s,
         })
     }
 
@@ -270,6 +209,7 @@ impl Lane {
             parts,
             signals,
             begun: false,
+            published: false,
             unmarked: (0, 0),
         });
         self.pump(&mut state);
@@ -420,11 +360,16 @@ impl Lane {
             job.stop();
         }
         let Some(step) = running.steps.pop_front() else {
-            state.issuer.end(&job, kernels, self.buffers.words())?;
+            let end = self.end_of(&job);
+            state.issuer.end(&job, kernels, end, running.published)?;
             self.mark(state, running, Passed::End)?;
             return Ok(true);
         };
-        state.issuer.step(&job, &step, kernels)?;
+        let turn = Turn {
+            first: state.window.1 == 0,
+            end: running.steps.is_empty().then(|| self.end_of(&job)),
+        };
+        running.published = state.issuer.step(&job, &step, kernels, turn)?;
         state.window.0 += step.bytes;
         state.window.1 += 1;
         running.unmarked.0 += step.bytes;
@@ -449,15 +394,21 @@ impl Lane {
         Ok(false)
     }
 
+    /// How the host learns that a job is done.
+    fn end_of(&self, job: &Job) -> Signal<'_> {
+        Signal {
+            memory: self.buffers.words(),
+            word: job.word.index(),
+            value: job.word.end(),
+        }
+    }
+
     fn mark(&self, state: &mut State, running: &mut Running, what: Passed) -> Result<()> {
         let event = match state.events.pop() {
             Some(event) => event,
             None => Arc::new(Event::new(&self.context)?),
         };
         state.issuer.last(&running.job).record(&event)?;
-        if running.job.method == Method::Staged {
-            state.pace.begin();
-        }
         let (covers, job) = (
             std::mem::take(&mut running.unmarked),
             Arc::clone(&running.job),
@@ -478,13 +429,6 @@ impl Lane {
         };
         state.window.0 -= mark.covers.0;
         state.window.1 -= mark.covers.1;
-        let dry = state.marks.is_empty();
-        if mark.job.method == Method::Staged
-            && let Some(all) = state.pace.done(mark.covers.0, dry, self.staged_gb_per_s)
-            && let Some(ring) = state.issuer.ring.as_mut()
-        {
-            ring.use_all(all);
-        }
         state.events.push(mark.event);
         match mark.what {
             Passed::Step => {}

@@ -203,7 +203,8 @@ impl CudaDevice {
         let rates = calibrate::rates(&context, kernels.as_deref(), settings);
         let lane = |index: u64| -> Result<Arc<Lane>> {
             let word = |i: u64| arrivals.span().part((index * 4 + i) * ARRIVALS_STEP, 4);
-            let mut issuer = Issuer::new(&context, word(0), settings.direct_blocks)?;
+            let arrivals = [word(0), word(2)];
+            let mut issuer = Issuer::new(&context, arrivals, settings.direct_blocks)?;
             // Now, not at first use: allocating may wait for the engine's work.
             let ring = rates[index as usize].ring;
             if let (true, Some((bytes, slots))) = (kernels.is_some(), ring) {
@@ -216,7 +217,6 @@ impl CudaDevice {
                 &buffers,
                 issuer,
                 express,
-                rates[index as usize].staged,
             ))
         };
         let facts = context.facts();

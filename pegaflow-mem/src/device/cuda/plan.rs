@@ -3,8 +3,9 @@
 
 //! From a caller's job to a submission: checks, the way it takes, its steps and its buffers.
 
-use super::driver::{Launch, RegisteredPool, Sums, VerifiedLayout};
+use super::driver::{Launch, RegisteredPool, Signal, Sums, VerifiedLayout};
 use super::job::{self, Job, Planned};
+use super::kernels::Pace;
 use super::lane::{Express, Lane, Submission};
 use super::{EngineEvent, Gate, Inner, Uploaded, issue};
 use crate::copy::method::Question;
@@ -306,15 +307,19 @@ impl Inner {
                     sums: Sums::Partials {
                         memory: sums.memory(),
                         numbers_at: 0,
-                        signal: self.buffers.words(),
-                        word: job.word.index(),
-                        value: job.word.end(),
+                        signal: Signal {
+                            memory: self.buffers.words(),
+                            word: job.word.index(),
+                            value: job.word.end(),
+                        },
                         arrivals: express.arrivals,
                     },
+                    publish: None,
                     chunk_bytes,
                 };
                 let work = issue::work(job.direction);
-                kernels.launch(work, &express.stream, &launch, self.settings.direct_blocks)
+                let grid = self.settings.direct_blocks;
+                kernels.launch(work, &express.stream, &launch, grid, Pace::Patient)
             });
             launched.unwrap_or(Err(Error::Closed))
         };
@@ -366,8 +371,12 @@ fn finish_empty(completer: Completer, given: CopyJob) {
 const WATCH_BEFORE: Duration = Duration::from_micros(250);
 /// Longest sleep before that.
 const WATCH_SLICE: Duration = Duration::from_micros(500);
-/// How long it watches before it leaves the rest to the lane's thread.
+/// How long it watches without a pause.
 const WATCH_FOR: Duration = Duration::from_micros(700);
+/// Then it looks this often: the engine's work or the other direction may slow a copy down.
+const WATCH_LOOK: Duration = Duration::from_micros(20);
+/// Once a copy has taken so many times what it was expected to, the rest is left to the lane's thread.
+const WATCH_PATIENCE: u32 = 4;
 
 impl Job {
     /// Lets the caller's own thread see the end, without a thread switch, and pass on a wish to stop.
@@ -386,8 +395,15 @@ impl Job {
                 std::thread::sleep(early.min(WATCH_SLICE));
             }
             let until = begun.elapsed() + WATCH_FOR;
-            while !job.finish_if_ended() && begun.elapsed() < until {
+            while begun.elapsed() < until {
+                if job.finish_if_ended() {
+                    return;
+                }
                 std::hint::spin_loop();
+            }
+            let until = WATCH_PATIENCE * (expected + WATCH_FOR);
+            while !job.finish_if_ended() && begun.elapsed() < until {
+                std::thread::sleep(WATCH_LOOK);
             }
         };
         let (job, lane) = (Arc::downgrade(self), Arc::downgrade(lane));

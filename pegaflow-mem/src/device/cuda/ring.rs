@@ -16,9 +16,6 @@ pub(super) struct Ring {
     slot_bytes: u64,
     slots: Vec<SlotEvents>,
     next: usize,
-    /// Slots in use: as few as measured best on an idle GPU, or all where kernels have to wait for the engine's.
-    few: usize,
-    all_in_use: bool,
 }
 
 /// What marks the state of a slot.
@@ -31,19 +28,15 @@ pub(super) struct SlotEvents {
     pub used: bool,
 }
 
-/// Slots that hide how long a kernel may wait for room on a busy GPU.
-const SLOTS_BUSY: usize = 4;
 /// Smallest slot that is worth having.
 const SLOT_BYTES_MIN: u64 = 1 << 20;
 
 impl Ring {
-    /// `count` slots of `slot_bytes`, and as many again for when the engine keeps the GPU busy, where there are fewer than
-    /// [`SLOTS_BUSY`]; half as large, and so on, where the device has no room.
+    /// `count` slots of `slot_bytes`; half as large, and so on, where the device has no room.
     ///
     /// # Errors
     /// The driver's refusal of the smallest ring.
     pub(super) fn new(context: &Arc<Context>, slot_bytes: u64, count: usize) -> Result<Self> {
-        let (few, count) = (count, count.max(SLOTS_BUSY));
         let mut bytes = slot_bytes.max(SLOT_BYTES_MIN);
         let memory = loop {
             match DeviceMemory::new(context, bytes * count as u64) {
@@ -65,8 +58,6 @@ impl Ring {
             slot_bytes: bytes,
             slots,
             next: 0,
-            few,
-            all_in_use: false,
         })
     }
 
@@ -74,20 +65,10 @@ impl Ring {
         self.slot_bytes
     }
 
-    /// Uses all slots, or the few that are best while the GPU does nothing else.
-    pub(super) fn use_all(&mut self, all: bool) {
-        self.all_in_use = all;
-    }
-
     /// The next slot in turn.
     pub(super) fn turn(&mut self) -> (Span, &mut SlotEvents) {
         let i = self.next;
-        let in_use = if self.all_in_use {
-            self.slots.len()
-        } else {
-            self.few
-        };
-        self.next = (i + 1) % in_use;
+        self.next = (i + 1) % self.slots.len();
         (
             self.memory
                 .span()

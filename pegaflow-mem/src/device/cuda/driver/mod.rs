@@ -20,7 +20,9 @@ mod stream;
 
 pub use engine::{EngineEvent, EngineStream, Gate};
 pub(super) use memory::{DeviceMemory, PinnedMemory, Registration, Span, VerifiedLayout};
-pub(super) use module::{CHUNK_BYTES_MAX, Far, Function, Launch, Module, Publish, Sums, WORDS};
+pub(super) use module::{
+    CHUNK_BYTES_MAX, Far, Function, Launch, Module, Publish, Signal, Sums, WORDS,
+};
 pub(super) use pool::RegisteredPool;
 pub(super) use stream::{BatchScratch, Event, Row2d, Stream};
 

@@ -19,6 +19,7 @@ pub(in super::super) const WORDS_SMALL: usize = 24;
 pub(super) const FLAG_PARTIALS: u32 = 1;
 pub(super) const FLAG_PLACES: u32 = 2;
 pub(super) const FLAG_SIGNAL: u32 = 4;
+pub(super) const FLAG_PUBLISH: u32 = 8;
 
 /// Arguments of the kernels; mirrors `Args` in copy.cu.
 #[repr(C)]
@@ -32,6 +33,9 @@ pub(super) struct Args {
     pub sums: u64,
     pub signal: u64,
     pub arrivals: u64,
+    pub publish_from: u64,
+    pub publish_to: u64,
+    pub publish_count: u32,
     pub signal_value: u32,
     pub flags: u32,
     pub entries: u32,
@@ -45,9 +49,9 @@ pub(super) struct Args {
     pub words: [u32; WORDS],
 }
 
-const _: () = assert!(size_of::<Args>() == 104 + 4 * WORDS);
-const _: () = assert!(std::mem::offset_of!(Args, signal_value) == 64);
-const _: () = assert!(std::mem::offset_of!(Args, words) == 104);
+const _: () = assert!(size_of::<Args>() == 128 + 4 * WORDS);
+const _: () = assert!(std::mem::offset_of!(Args, signal_value) == 84);
+const _: () = assert!(std::mem::offset_of!(Args, words) == 124);
 
 /// A loaded module.
 pub(in super::super) struct Module {
@@ -144,16 +148,25 @@ pub(in super::super) enum Far<'a> {
     None { blocks: &'a [u32] },
 }
 
-/// The end of a job whose checksums were added up on the device.
+/// The end of a job whose checksums were added up on the device: they go to the host, then the host is told.
+#[derive(Clone, Copy)]
 pub(in super::super) struct Publish<'a> {
+    /// The sums of the job; zeros when done.
     pub sums: Span,
     pub count: u64,
+    /// Where they go, from its first byte on.
     pub memory: &'a PinnedMemory,
-    pub numbers_at: u64,
-    pub signal: &'a PinnedMemory,
+    /// The word that tells; without it somebody else does.
+    pub signal: Option<Signal<'a>>,
+    pub arrivals: Span,
+}
+
+/// A word of pinned memory and what is to be stored in it.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Signal<'a> {
+    pub memory: &'a PinnedMemory,
     pub word: usize,
     pub value: u32,
-    pub arrivals: Span,
 }
 
 /// Where the checksums go.
@@ -164,9 +177,7 @@ pub(in super::super) enum Sums<'a> {
     Partials {
         memory: &'a PinnedMemory,
         numbers_at: u64,
-        signal: &'a PinnedMemory,
-        word: usize,
-        value: u32,
+        signal: Signal<'a>,
         arrivals: Span,
     },
 }
@@ -180,6 +191,8 @@ pub(in super::super) struct Launch<'a> {
     /// Bytes from row to row on the far side.
     pub far_row_stride: u64,
     pub sums: Sums<'a>,
+    /// The end of the job, if this launch is its last. Not with [`Sums::Partials`].
+    pub publish: Option<Publish<'a>>,
     /// At most [`CHUNK_BYTES_MAX`], a power of two of at least 512.
     pub chunk_bytes: u32,
 }
@@ -237,6 +250,9 @@ impl Launch<'_> {
             sums: 0,
             signal: 0,
             arrivals: 0,
+            publish_from: 0,
+            publish_to: 0,
+            publish_count: 0,
             signal_value: 0,
             flags: 0,
             entries: self.entries() as u32,
@@ -251,6 +267,9 @@ impl Launch<'_> {
         };
         self.put_far(&mut args, reach);
         self.put_sums(&mut args);
+        if let Some(publish) = &self.publish {
+            publish.put(&mut args);
+        }
         args
     }
 
@@ -296,16 +315,40 @@ impl Launch<'_> {
                 memory,
                 numbers_at,
                 signal,
-                word,
-                value,
                 arrivals,
             } => {
+                assert!(
+                    self.publish.is_none(),
+                    "partial sums are not added up on the device"
+                );
                 args.sums = memory.span().part(*numbers_at, self.chunks() * 8).address();
-                args.signal = signal.word_address(*word);
-                args.signal_value = *value;
                 args.arrivals = arrivals.part(0, 4).address();
-                args.flags |= FLAG_PARTIALS | FLAG_SIGNAL;
+                args.flags |= FLAG_PARTIALS;
+                signal.put(args);
             }
+        }
+    }
+}
+
+impl Signal<'_> {
+    fn put(&self, args: &mut Args) {
+        args.signal = self.memory.word_address(self.word);
+        args.signal_value = self.value;
+        args.flags |= FLAG_SIGNAL;
+    }
+}
+
+impl Publish<'_> {
+    fn put(&self, args: &mut Args) {
+        let bytes = self.count * 8;
+        args.publish_from = self.sums.part(0, bytes).address();
+        args.publish_to = self.memory.span().part(0, bytes).address();
+        args.publish_count =
+            u32::try_from(self.count).expect("entries and heads of a job fit 32 bits");
+        args.arrivals = self.arrivals.part(0, 4).address();
+        args.flags |= FLAG_PUBLISH;
+        if let Some(signal) = &self.signal {
+            signal.put(args);
         }
     }
 }
@@ -337,8 +380,7 @@ impl Function {
         self.start_with(stream, &mut [zeros; 6], 1, 32)
     }
 
-    /// Starts the publishing kernel: `count` checksums go from `sums` to `memory` at byte `numbers_at`, then word `word`
-    /// of it becomes `value`.
+    /// Starts the publishing kernel.
     pub(in super::super) fn launch_publish(
         &self,
         stream: &Stream,
@@ -346,15 +388,11 @@ impl Function {
     ) -> Result<()> {
         let bytes = publish.count * 8;
         let mut sums = publish.sums.part(0, bytes).address();
-        let mut host = publish
-            .memory
-            .span()
-            .part(publish.numbers_at, bytes)
-            .address();
+        let mut host = publish.memory.span().part(0, bytes).address();
         let mut count = publish.count;
-        let mut signal = publish.signal.word_address(publish.word);
+        let mut signal = publish.signal.map_or(0, |s| s.memory.word_address(s.word));
         let mut arrivals = publish.arrivals.part(0, 4).address();
-        let mut value = publish.value;
+        let mut value = publish.signal.map_or(0, |s| s.value);
         let mut params: [*mut c_void; 6] = [
             (&raw mut sums).cast(),
             (&raw mut host).cast(),

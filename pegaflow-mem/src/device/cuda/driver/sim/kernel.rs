@@ -3,7 +3,7 @@
 
 //! The copy kernels of the simulated driver: what a launch does, entry by entry.
 
-use super::super::module::{Args, FLAG_PARTIALS, FLAG_PLACES, FLAG_SIGNAL};
+use super::super::module::{Args, FLAG_PARTIALS, FLAG_PLACES, FLAG_PUBLISH, FLAG_SIGNAL};
 use super::move_bytes;
 use crate::checksum::{key, term};
 use std::ffi::c_void;
@@ -70,9 +70,21 @@ impl Head {
                 to.fetch_add(sum, Ordering::SeqCst);
             }
         }
+        if a.flags & FLAG_PUBLISH != 0 {
+            self.publish();
+        }
         if a.flags & FLAG_SIGNAL != 0 {
             // SAFETY: a word of the pinned memory under test.
             unsafe { (*(a.signal as *const AtomicU32)).store(a.signal_value, Ordering::SeqCst) };
+        }
+    }
+
+    fn publish(&self) {
+        for i in 0..self.args.publish_count as u64 {
+            let (from, to) = (self.args.publish_from + 8 * i, self.args.publish_to + 8 * i);
+            // SAFETY: inside the sums and the pinned memory, as `Publish::put` asserts.
+            let (from, to) = unsafe { (&*(from as *const AtomicU64), &*(to as *const AtomicU64)) };
+            to.store(from.swap(0, Ordering::SeqCst), Ordering::SeqCst);
         }
     }
 
