@@ -29,6 +29,11 @@ enum : u32 {
 
 struct Layer { u64 base, block_stride, part_stride, head_stride; };
 
+// Divides numbers below 2^31 by a number that the launch knows: magic = ceil(2^shift / divisor), shift = 31 + ceil(log2
+// divisor). The product exceeds the exact quotient's by less than one, so it is exact (Granlund and Montgomery, 1994).
+struct Divider { u32 magic, shift; };
+static __device__ __forceinline__ u32 operator/(u32 n, Divider d) { return (u32)(((u64)n * d.magic) >> d.shift); }
+
 template <u32 N>
 struct ArgsOf {
     const Layer* layers;     // one per layer of the slot
@@ -52,11 +57,12 @@ struct ArgsOf {
     u32 layer_first;         // absolute layer of the slot's first layer (for the checksum's word positions)
     u32 chunks_per_run;
     u32 chunk_bytes;         // a power of two, at most CHUNK_MAX
+    Divider by_chunks_per_run, by_heads, by_rows, by_parts;
     u32 words[N];
 };
 typedef ArgsOf<WORDS> Args;
 typedef ArgsOf<WORDS_SMALL> ArgsSmall;   // a launch copies its arguments: few entries cost less
-static_assert(sizeof(Args) == 128 + 4 * WORDS, "mirrored in driver/module.rs");
+static_assert(sizeof(Args) == 160 + 4 * WORDS, "mirrored in driver/module.rs");
 
 static __device__ __forceinline__ u64 term(u64 w, u64 key) {
     u64 x = w ^ key;
@@ -97,26 +103,43 @@ static __device__ __forceinline__ void store8(u64 p, u64 w, u32 width) {
     for (u32 i = 0; i < 8; ++i) q[i] = (unsigned char)(w >> (8 * i));
 }
 
+// A full chunk, aligned: all of it is in flight before the first use, 8 loads a lane.
+template <bool STORE>
+static __device__ __forceinline__ u64 copy_full_chunk(u64 src, u64 dst, u64 position, u32 lane) {
+    ulonglong2 v[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = load16(src + lane * 16 + i * 512);
+    u64 key = (position + 2 * lane + 1) * GOLDEN;
+    u64 sum = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        if (STORE) store16(dst + lane * 16 + i * 512, v[i]);
+        sum += term(v[i].x, key) + term(v[i].y, key + GOLDEN);
+        key += GOLDEN * 64;                              // 32 lanes x 2 words
+    }
+    return sum;
+}
+
 // One chunk by one warp; returns this lane's share of the sum. `position` is the checksum position of the first word.
 template <bool STORE>
 static __device__ __forceinline__ u64 copy_chunk(u64 src, u64 dst, u32 bytes, u64 position, u32 lane) {
     u64 sum = 0;
     if (((src | (STORE ? dst : 0) | bytes) & 15) == 0) {
+        if (bytes == CHUNK_MAX) return copy_full_chunk<STORE>(src, dst, position, lane);
         const u64 step = GOLDEN * 64;                    // 32 lanes x 2 words
         u64 key = (position + 2 * lane + 1) * GOLDEN;
-        // The whole chunk is in flight before the first use: 8 loads a lane.
-        const u32 at = lane * 16;
-        ulonglong2 v[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i)
-            if (at + i * 512 < bytes) v[i] = load16(src + at + i * 512);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            if (at + i * 512 < bytes) {
-                if (STORE) store16(dst + at + i * 512, v[i]);
-                sum += term(v[i].x, key) + term(v[i].y, key + GOLDEN);
+        for (u32 at = lane * 16; at < bytes; at += 1024) {
+            const bool two = at + 512 < bytes;
+            const ulonglong2 a = load16(src + at);
+            ulonglong2 b = {0, 0};
+            if (two) b = load16(src + at + 512);
+            if (STORE) store16(dst + at, a);
+            sum += term(a.x, key) + term(a.y, key + GOLDEN);
+            if (two) {
+                if (STORE) store16(dst + at + 512, b);
+                sum += term(b.x, key + step) + term(b.y, key + step + GOLDEN);
             }
-            key += step;
+            key += 2 * step;
         }
     } else {
         u64 low = src | (STORE ? dst : 0);
@@ -173,14 +196,15 @@ static __device__ __forceinline__ void run(const A& args) {
     const u32 warps = gridDim.x * (blockDim.x >> 5);
     const u32 chunks = args.entries * args.rows * args.heads * args.chunks_per_run;
     for (u32 chunk = warp; chunk < chunks; chunk += warps) {
-        const u32 part_of_run = chunk % args.chunks_per_run;
-        u32 rest = chunk / args.chunks_per_run;
-        const u32 head = rest % args.heads;
-        rest /= args.heads;
-        const u32 row = rest % args.rows;
-        const u32 entry = rest / args.rows;
+        // Few instructions: beside a kernel that leaves no issue slot free, each of them waits.
+        const u32 run = chunk / args.by_chunks_per_run;
+        const u32 part_of_run = chunk - run * args.chunks_per_run;
+        const u32 whole_row = run / args.by_heads;
+        const u32 head = run - whole_row * args.heads;
+        const u32 entry = whole_row / args.by_rows;
+        const u32 row = whole_row - entry * args.rows;
         const u32 slot_row = args.row_first + row;
-        const u32 layer = slot_row / args.parts;
+        const u32 layer = slot_row / args.by_parts;
         const u32 part = slot_row - layer * args.parts;
 
         const u64 offset = (u64)part_of_run * args.chunk_bytes;

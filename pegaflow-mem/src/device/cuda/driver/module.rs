@@ -21,6 +21,26 @@ pub(super) const FLAG_PLACES: u32 = 2;
 pub(super) const FLAG_SIGNAL: u32 = 4;
 pub(super) const FLAG_PUBLISH: u32 = 8;
 
+/// Divides numbers below 2^31 without a division; mirrors `Divider` in copy.cu, which has the formula.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Divider {
+    pub magic: u32,
+    pub shift: u32,
+}
+
+impl Divider {
+    /// By `divisor`, at least 1 and at most 2^24.
+    fn new(divisor: u32) -> Self {
+        assert!((1..=1 << 24).contains(&divisor), "a count of a launch");
+        let shift = 31 + divisor.next_power_of_two().trailing_zeros();
+        Self {
+            magic: (1u64 << shift).div_ceil(divisor as u64) as u32,
+            shift,
+        }
+    }
+}
+
 /// Arguments of the kernels; mirrors `Args` in copy.cu.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -46,12 +66,13 @@ pub(super) struct Args {
     pub layer_first: u32,
     pub chunks_per_run: u32,
     pub chunk_bytes: u32,
+    pub dividers: [Divider; 4],
     pub words: [u32; WORDS],
 }
 
-const _: () = assert!(size_of::<Args>() == 128 + 4 * WORDS);
+const _: () = assert!(size_of::<Args>() == 160 + 4 * WORDS);
 const _: () = assert!(std::mem::offset_of!(Args, signal_value) == 84);
-const _: () = assert!(std::mem::offset_of!(Args, words) == 124);
+const _: () = assert!(std::mem::offset_of!(Args, words) == 156);
 
 /// A loaded module.
 pub(in super::super) struct Module {
@@ -263,6 +284,13 @@ impl Launch<'_> {
             layer_first: slot.layers.start,
             chunks_per_run: shape.inner_bytes.div_ceil(self.chunk_bytes),
             chunk_bytes: self.chunk_bytes,
+            dividers: [
+                shape.inner_bytes.div_ceil(self.chunk_bytes),
+                slot.heads.len() as u32,
+                self.rows.len() as u32,
+                shape.parts,
+            ]
+            .map(Divider::new),
             words: [0; WORDS],
         };
         self.put_far(&mut args, reach);
@@ -448,5 +476,21 @@ impl Function {
             )
         };
         self.module.context.check("cuLaunchKernel", code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Divider;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_divider_divides(divisor in 1u32..=1 << 24, n in 0u32..1 << 31) {
+            let d = Divider::new(divisor);
+            for n in [n, n / divisor * divisor, (n / divisor * divisor).saturating_sub(1), (1 << 31) - 1] {
+                prop_assert_eq!(((n as u64 * d.magic as u64) >> d.shift) as u32, n / divisor);
+            }
+        }
     }
 }
