@@ -12,4 +12,4 @@ pub mod plan;
 pub(crate) mod sys;
 
 pub use method::{Method, Rates};
-pub use plan::{Cut, JobShape, Step};
+pub use plan::{Cut, JobShape, Short, Step};

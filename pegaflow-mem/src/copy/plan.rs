@@ -60,7 +60,21 @@ pub struct Cut {
     /// Rows that are signalled together: steps do not cross a multiple of it, and all entries of a group come before
     /// the next group. `None`: as few steps as possible.
     pub group_rows: Option<u32>,
+    /// Which step is a short one, where there are no groups.
+    pub short: Option<Short>,
 }
+
+/// The step that somebody waits for: it has at most [`SHORT_BYTES`], or one entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Short {
+    /// The DMA engine starts after the first gather.
+    First,
+    /// The end is reached soon after the last byte is on the device.
+    Last,
+}
+
+/// Bytes of a short step: a burst for fewer takes as long.
+pub const SHORT_BYTES: u64 = 4 << 20;
 
 impl Cut {
     /// Whether a job can be cut this way: at least one row must fit a step.
@@ -103,8 +117,7 @@ impl Cut {
             return;
         }
         let most = ((self.step_bytes_max / group_bytes) as u32).min(self.step_entries_max);
-        for first in (0..job.entries).step_by(most as usize) {
-            let entries = first..(first + most).min(job.entries);
+        for entries in self.entry_ranges(job.entries, most, group_bytes) {
             let bytes = entries.len() as u64 * group_bytes;
             steps.push(Step {
                 entries,
@@ -112,6 +125,26 @@ impl Cut {
                 bytes,
             });
         }
+    }
+
+    /// Ranges of at most `most` entries.
+    fn entry_ranges(&self, entries: u32, most: u32, entry_bytes: u64) -> Vec<Range<u32>> {
+        let few = ((SHORT_BYTES / entry_bytes.max(1)) as u32).clamp(1, most);
+        let (head, tail) = match self.short.filter(|_| self.group_rows.is_none()) {
+            Some(Short::First) => (few.min(entries), 0),
+            Some(Short::Last) => (0, few.min(entries)),
+            None => (0, 0),
+        };
+        let cut = |range: Range<u32>| {
+            range
+                .clone()
+                .step_by(most as usize)
+                .map(move |at| at..(at + most).min(range.end))
+        };
+        cut(0..head)
+            .chain(cut(head..entries - tail))
+            .chain(cut(entries - tail..entries))
+            .collect()
     }
 
     /// Entries larger than a step: each by itself, in even parts.
@@ -190,16 +223,34 @@ mod tests {
 
     #[test]
     fn steps_by_example() {
-        let cut = |max, group| Cut {
+        let short = |max, group, short| Cut {
             step_bytes_max: max,
             step_entries_max: 960,
             group_rows: group,
+            short,
         };
+        let cut = |max, group| short(max, group, None);
         // 5 entries of 2 MiB, slots of 4 MiB.
         check(
             job(5, 2, MIB),
             cut(4 * MIB, None),
             &[(0..2, 0..2), (2..4, 0..2), (4..5, 0..2)],
+        );
+        // Short first for a save, short last for a load.
+        check(
+            job(9, 2, MIB),
+            short(8 * MIB, None, Some(Short::First)),
+            &[(0..2, 0..2), (2..6, 0..2), (6..9, 0..2)],
+        );
+        check(
+            job(9, 2, MIB),
+            short(8 * MIB, None, Some(Short::Last)),
+            &[(0..4, 0..2), (4..7, 0..2), (7..9, 0..2)],
+        );
+        check(
+            job(1, 2, MIB),
+            short(8 * MIB, None, Some(Short::Last)),
+            &[(0..1, 0..2)],
         );
         // An entry larger than a slot is cut into even parts.
         check(
@@ -220,9 +271,10 @@ mod tests {
         fn steps_cover_every_row_once(
             entries in 1u32..80, rows in 1u32..70, row_kib in 1u64..600, slot_mib in 1u64..9,
             entries_max in 1u32..50, group in proptest::option::of(1u32..80),
+            short in proptest::sample::select(vec![None, Some(Short::First), Some(Short::Last)]),
         ) {
             let job = job(entries, rows, row_kib << 10);
-            let cut = Cut { step_bytes_max: slot_mib << 20, step_entries_max: entries_max, group_rows: group };
+            let cut = Cut { step_bytes_max: slot_mib << 20, step_entries_max: entries_max, group_rows: group, short };
             prop_assume!(cut.fits(&job));
             let steps = cut.steps(&job);
             let mut seen = vec![0u8; (entries * rows) as usize];

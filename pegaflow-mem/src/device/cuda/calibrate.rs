@@ -27,16 +27,17 @@ const POINT_PIECES: u64 = 256;
 /// The block that kernels are measured with.
 const BLOCK_BYTES: u64 = 64 << 10;
 /// Rings that are tried, small ones first: `(bytes of a slot, slots)`. Beside an engine a burst waits for room on the GPU,
-/// and while it waits the DMA of the slot before must go on: a slot below 8 MiB is taken only where no larger one fits.
-const RINGS: [(u64, u64); 5] = [
+/// and while it waits the DMA of the slot before must go on: a slot below 16 MiB is taken only where no larger one fits.
+const RINGS: [(u64, u64); 6] = [
     (1 << 20, 2),
     (2 << 20, 2),
     (4 << 20, 2),
     (8 << 20, 2),
     (16 << 20, 2),
+    (32 << 20, 2),
 ];
 /// The smallest slot that is tried where it fits.
-const SLOT_BYTES_MIN: u64 = 8 << 20;
+const SLOT_BYTES_MIN: u64 = 16 << 20;
 /// As many thread blocks as a burst has.
 const ALL: u32 = u32::MAX;
 /// What a larger ring must gain.
@@ -137,7 +138,7 @@ impl<'a> Bench<'a> {
         let stream = Stream::new(context)?;
         let device = DeviceMemory::new(context, POINT_BYTES)?;
         let host = PinnedMemory::new(context, POINT_BYTES as usize)?;
-        let sums = DeviceMemory::new(context, POINT_BYTES / BLOCK_BYTES * 8)?;
+        let sums = DeviceMemory::new(context, super::issue::ENTRIES_DENSE_MAX as u64 * 8)?;
         let inner_bytes = BLOCK_BYTES as u32;
         let shape = BlockShape {
             layers: 1,
@@ -418,7 +419,8 @@ impl<'a> Bench<'a> {
         };
         let bytes = blocks * BLOCK_BYTES;
         let far = staged.unwrap_or(self.host.span()).part(0, bytes);
-        let blocks: Vec<u32> = (0..blocks as u32).collect();
+        let all = self.layout.layout().blocks();
+        let blocks: Vec<u32> = (0..blocks as u32).map(|i| i % all).collect();
         let launch = Launch {
             layout: &self.layout,
             rows: 0..1,

@@ -37,7 +37,7 @@ impl Default for CudaSettings {
     fn default() -> Self {
         Self {
             ordinal: 0,
-            staging_bytes_max: 64 << 20,
+            staging_bytes_max: 128 << 20,
             register_bytes: 1 << 30,
             pin_at_attach: false,
             method: None,
