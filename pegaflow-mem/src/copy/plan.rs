@@ -73,8 +73,8 @@ pub enum Short {
     Last,
 }
 
-/// Bytes of a short step: a burst for fewer takes as long.
-pub const SHORT_BYTES: u64 = 4 << 20;
+/// Bytes of a short step: a burst for fewer takes almost as long.
+pub const SHORT_BYTES: u64 = 8 << 20;
 
 impl Cut {
     /// Whether a job can be cut this way: at least one row must fit a step.
@@ -238,14 +238,14 @@ mod tests {
         );
         // Short first for a save, short last for a load.
         check(
-            job(9, 2, MIB),
-            short(8 * MIB, None, Some(Short::First)),
-            &[(0..2, 0..2), (2..6, 0..2), (6..9, 0..2)],
+            job(9, 4, MIB),
+            short(16 * MIB, None, Some(Short::First)),
+            &[(0..2, 0..4), (2..6, 0..4), (6..9, 0..4)],
         );
         check(
-            job(9, 2, MIB),
-            short(8 * MIB, None, Some(Short::Last)),
-            &[(0..4, 0..2), (4..7, 0..2), (7..9, 0..2)],
+            job(9, 4, MIB),
+            short(16 * MIB, None, Some(Short::Last)),
+            &[(0..4, 0..4), (4..7, 0..4), (7..9, 0..4)],
         );
         check(
             job(1, 2, MIB),

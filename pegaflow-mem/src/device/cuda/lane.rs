@@ -16,7 +16,7 @@ use super::issue::{Issuer, Turn};
 use super::job::Job;
 use super::kernels::Kernels;
 use crate::copy::Step;
-use crate::device::DeviceEvent;
+use crate::device::{DeviceEvent, Direction};
 use crate::{Error, Result};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
@@ -121,6 +121,8 @@ struct Running {
     signals: bool,
     /// Whether anything of it was submitted.
     begun: bool,
+    /// Bytes of the step before; of another job's it is not known.
+    before: u64,
     /// Whether its last step brings its checksums to the host.
     published: bool,
     /// Bytes and steps since its last mark.
@@ -209,6 +211,7 @@ impl Lane {
             parts,
             signals,
             begun: false,
+            before: u64::MAX,
             published: false,
             unmarked: (0, 0),
         });
@@ -366,10 +369,14 @@ impl Lane {
             return Ok(true);
         };
         let turn = Turn {
-            first: state.window.1 == 0,
+            meanwhile: match job.direction {
+                Direction::Save => state.window.0.min(running.before),
+                Direction::Load => running.steps.front().map_or(0, |next| next.bytes),
+            },
             end: running.steps.is_empty().then(|| self.end_of(&job)),
         };
         running.published = state.issuer.step(&job, &step, kernels, turn)?;
+        running.before = step.bytes;
         state.window.0 += step.bytes;
         state.window.1 += 1;
         running.unmarked.0 += step.bytes;
