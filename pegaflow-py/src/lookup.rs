@@ -34,7 +34,10 @@ impl Lookup {
             return None;
         }
         self.slot.give_up(&self.shared);
-        Some(Found::default())
+        Some(Found {
+            given_up: true,
+            ..Found::default()
+        })
     }
 
     /// The answer is not wanted any more: its lease is given back when it comes.
@@ -61,6 +64,9 @@ pub(crate) struct Found {
     pub(crate) lease: Option<Lease>,
     places: Vec<u8>,
     generations: Vec<u8>,
+    /// There was no answer in time.
+    #[pyo3(get)]
+    given_up: bool,
 }
 
 #[pymethods]

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import time
 
+import torch
 import vllm
 from pegaflow.vllm.connector import PegaFlowConnector
 from pegaflow.vllm.worker import Worker
@@ -139,12 +140,13 @@ class Spy:
 
         def spy_judge(worker, loads, loading):
             known, worker._failed = worker._failed, set()
-            judge(worker, loads, loading)
+            bad = judge(worker, loads, loading)
             for item, _ in loads:
                 for key, block in zip(keys(item.keys), numbers(item.blocks), strict=True):
                     seen = self.refused if block in worker._failed else self.loaded
                     seen.append((key, self.hash(block)))
             worker._failed |= known
+            return bad
 
         def spy_register(connector, caches):
             self.tensors = caches
@@ -159,7 +161,8 @@ class Spy:
     def hash(self, block: int) -> bytes:
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
-            digest.update(self.tensors[name][block].contiguous().view(-1).numpy().tobytes())
+            part = self.tensors[name][block].contiguous().view(torch.uint8)
+            digest.update(part.cpu().numpy().tobytes())
         return digest.digest()
 
     def check(self) -> int:

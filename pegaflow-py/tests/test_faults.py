@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: see the package's README")
 
-from harness import Answers, Server, engine, forget, places, settle
+from harness import COMMON, Answers, Server, engine, forget, places, settle
 
 LAYERS, HEADS = 3, 2
 HEAD = 32 * 2 * 32 * 4  # tokens, K and V, dimensions, float32
@@ -68,6 +68,23 @@ def test_every_corruption_is_caught(folder, plain, spy, server):
     spy.forget_loads()
     assert Answers(llm).cached == [192, 192, 192]
     assert not spy.refused
+
+
+def test_what_was_computed_on_spoilt_blocks_is_not_saved(folder, plain, spy, server):
+    """New blocks of the very step that loads a spoilt one are wrong too, and must not be kept under good keys."""
+    llm = engine(folder, {"endpoint": server.socket})
+    Answers(llm, [COMMON])
+    forget(llm)
+    spy.before_load = lambda loads: edit(server, SPOIL["zero_all"], places(loads[0].places))
+    assert Answers(llm).tokens == plain[0].tokens
+    spy.before_load = None
+    assert spy.refused
+    Answers(llm)
+    forget(llm)
+    again = Answers(llm)
+    assert again.cached == [192, 192, 192]
+    assert again.tokens == plain[0].tokens
+    assert again.distance(plain[1]) < 1e-4
 
 
 def edit(server: Server, spoil, at: list[int]) -> None:

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use cargo_metadata::{Package, Target};
 
 use crate::run;
+use crate::test::vllm;
 use crate::workspace::Workspace;
 
 mod against;
@@ -54,6 +55,9 @@ pub(crate) fn run(ws: &Workspace, args: &Args) -> anyhow::Result<()> {
         for (package, target) in benches(ws) {
             println!("{:<16} {}", target.name, package.name);
         }
+        for (name, _) in ENGINE {
+            println!("{name:<16} pegaflow-py");
+        }
         return Ok(());
     };
     // Read first: a mistyped name must not cost the run.
@@ -76,6 +80,14 @@ pub(crate) fn run(ws: &Workspace, args: &Args) -> anyhow::Result<()> {
         Some(then) => judge(&then, &lines, args.threshold),
         None => Ok(()),
     }
+}
+
+/// Benchmarks that need vLLM: scripts in `pegaflow-py/bench`.
+const ENGINE: [(&str, &str); 2] = [("vllm", "engine.py"), ("vllm-step", "step.py")];
+
+/// Whether there is a benchmark of this name.
+pub(crate) fn is_known(ws: &Workspace, name: &str) -> bool {
+    ENGINE.iter().any(|(known, _)| *known == name) || benches(ws).any(|(_, t)| t.name == name)
 }
 
 /// Every benchmark of the workspace with the package it belongs to.
@@ -104,6 +116,9 @@ fn find<'a>(ws: &'a Workspace, name: &str) -> anyhow::Result<(&'a Package, &'a T
 }
 
 fn measure(ws: &Workspace, name: &str, args: &Args) -> anyhow::Result<Vec<Line>> {
+    if let Some((_, script)) = ENGINE.iter().find(|(known, _)| *known == name) {
+        return with_engine(ws, name, script, args.quick);
+    }
     let (package, target) = find(ws, name)?;
     let mut cargo = cargo_bench(ws, package, target, args.features.as_deref());
     cargo.arg("--");
@@ -114,6 +129,26 @@ fn measure(ws: &Workspace, name: &str, args: &Args) -> anyhow::Result<Vec<Line>>
         cargo.arg("--fio");
     }
     collect(cargo, name)
+}
+
+/// Runs a script in the environment with vLLM. What the engine itself prints is not a line of ours.
+fn with_engine(ws: &Workspace, name: &str, script: &str, quick: bool) -> anyhow::Result<Vec<Line>> {
+    let engine = match vllm::ready(ws, true)? {
+        Ok(engine) => engine,
+        Err(why) => bail!("`{name}` needs vLLM: {why}"),
+    };
+    let mut python = engine.command("python");
+    python.arg(ws.root().join("pegaflow-py/bench").join(script));
+    if quick {
+        python.arg("--quick");
+    }
+    let mut lines = vec![];
+    let status = run::out_lines(python, |raw| lines.extend(Line::parse(raw).ok()))?;
+    ensure!(
+        status.success() && !lines.is_empty(),
+        "benchmark `{name}` failed ({status})"
+    );
+    Ok(lines)
 }
 
 fn cargo_bench(

@@ -4,7 +4,7 @@
 //! `test`: every test of the workspace, then what was skipped and why, then one closing line.
 
 mod gpu;
-mod vllm;
+pub(crate) mod vllm;
 
 pub(crate) use gpu::build;
 

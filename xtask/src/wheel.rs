@@ -119,7 +119,7 @@ fn lint(ws: &Workspace, tools: &Tools) -> anyhow::Result<()> {
         command.current_dir(&package);
         command
     };
-    run_command(tool("ruff").args(["check", "--quiet", "python", "tests"]))?;
-    run_command(tool("ruff").args(["format", "--check", "--quiet", "python", "tests"]))?;
+    run_command(tool("ruff").args(["check", "--quiet", "python", "tests", "bench"]))?;
+    run_command(tool("ruff").args(["format", "--check", "--quiet", "python", "tests", "bench"]))?;
     run_command(tool("mypy").args(["--no-error-summary", "python/pegaflow"]))
 }

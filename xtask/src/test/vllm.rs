@@ -20,16 +20,14 @@ const OVERRIDES: &[&str] = &[
 ];
 
 pub(super) fn run(ws: &Workspace, verbose: bool) -> anyhow::Result<()> {
-    let (tools, engine) = match environment(ws)? {
-        Ok(ready) => ready,
+    let engine = match ready(ws, false)? {
+        Ok(engine) => engine,
         Err(why) => {
             println!("skipped: the Python package and vLLM: {why}");
             println!("0 passed, 0 failed");
             return Ok(());
         }
     };
-    let wheel = wheel::build(ws, &tools, false)?;
-    tools.install(&engine, &wheel)?;
     let mut pytest = engine.command("python");
     pytest.current_dir(ws.root().join("pegaflow-py/tests"));
     pytest.args([
@@ -55,6 +53,17 @@ pub(super) fn run(ws: &Workspace, verbose: bool) -> anyhow::Result<()> {
         bail!("the Python tests failed");
     }
     Ok(())
+}
+
+/// An environment with the engine and the package, as the workspace has it now.
+pub(crate) fn ready(ws: &Workspace, release: bool) -> anyhow::Result<Found<Venv>> {
+    let (tools, engine) = match environment(ws)? {
+        Ok(ready) => ready,
+        Err(why) => return Ok(Err(why)),
+    };
+    let wheel = wheel::build(ws, &tools, release)?;
+    tools.install(&engine, &wheel)?;
+    Ok(Ok(engine))
 }
 
 fn environment(ws: &Workspace) -> anyhow::Result<Found<(Tools, Venv)>> {

@@ -172,7 +172,7 @@ impl Known<'_> {
         let cli = Cli::try_parse_from(words).map_err(|error| error.kind().to_string())?;
         match &cli.command {
             crate::Command::Bench(args) => args.name.as_deref().map_or(Ok(()), |name| {
-                let known = name == "NAME" || bench::benches(self.ws).any(|(_, t)| t.name == name);
+                let known = name == "NAME" || bench::is_known(self.ws, name);
                 known.then_some(()).ok_or(format!("no benchmark `{name}`"))
             }),
             _ => Ok(()),

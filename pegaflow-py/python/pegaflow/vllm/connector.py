@@ -15,6 +15,7 @@ from pegaflow.vllm import door, engine
 from pegaflow.vllm.meta import Handshake, StepMeta, WorkerReport
 from pegaflow.vllm.scheduler import Scheduler
 from pegaflow.vllm.settings import Settings
+from pegaflow.vllm.stats import PegaFlowPromMetrics, PegaFlowStats
 from pegaflow.vllm.worker import Worker, rank_layout
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
         started = time.perf_counter()
         rank = client.rank(device, known, 0, rank_layout(group))
         layered = not group.layout_id.startswith("mla")
-        self._worker = Worker(rank, group, engine.current_stream(tensor), layered)
+        ranks = self._config.parallel_config.world_size
+        self._worker = Worker(rank, group, engine.current_stream(tensor), layered, ranks)
         logger.info(
             "PegaFlow: %d layers, %s, %d bytes a block, copied by %s (ready in %.1f s)",
             len(group.layers),
@@ -179,6 +181,19 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
         if self._scheduler is not None:
             self._scheduler.reset()
         return True
+
+    def get_kv_connector_stats(self) -> PegaFlowStats | None:
+        return self._scheduler.take_stats() if self._scheduler is not None else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> PegaFlowStats:
+        return PegaFlowStats(data)
+
+    @classmethod
+    def build_prom_metrics(
+        cls, vllm_config: VllmConfig, metric_types: Any, labelnames: list[str], per_engine_labelvalues: Any
+    ) -> PegaFlowPromMetrics:
+        return PegaFlowPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def has_pending_block_frees(self) -> bool:
         return self._scheduler is not None and self._scheduler.has_pending_frees()

@@ -39,6 +39,7 @@ class Load:
 class Save:
     """Full blocks that this step completes."""
 
+    request: str
     number: int
     """Rises with every save of the engine."""
     parent: bytes
@@ -54,6 +55,10 @@ class StepMeta(KVConnectorMetadata):
     step: int = 0
     loads: list[Load] = dataclasses.field(default_factory=list)
     saves: list[Save] = dataclasses.field(default_factory=list)
+    seen: int = 0
+    """The last step whose report the scheduler knew when it planned this one."""
+    failed_steps: list[int] = dataclasses.field(default_factory=list)
+    """Steps, not long ago, in which some rank's load failed."""
     settle: int = 0
     """Saves up to this number must be over before the step: it writes to their blocks."""
     leaving: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -79,6 +84,10 @@ class WorkerReport(KVConnectorWorkerMetadata):
     """Time that steps waited for loads."""
     failed_requests: set[str] = dataclasses.field(default_factory=set)
     """Requests of which a block could not be loaded."""
+    failed_steps: set[int] = dataclasses.field(default_factory=set)
+    """Steps whose forward ran on a block that could not be loaded."""
+    unsaved_requests: set[str] = dataclasses.field(default_factory=set)
+    """Requests whose saves were dropped, as such a forward computed them."""
     error: str | None = None
     """What went wrong last."""
 
@@ -88,8 +97,13 @@ class WorkerReport(KVConnectorWorkerMetadata):
         total = {name: getattr(self, name) + getattr(other, name) for name in counts}
         total["step"] = min(self.step, other.step)
         total["saves_through"] = min(self.saves_through, other.saves_through)
-        failed = self.failed_requests | other.failed_requests
-        return WorkerReport(**total, failed_requests=failed, error=self.error or other.error)
+        return WorkerReport(
+            **total,
+            failed_requests=self.failed_requests | other.failed_requests,
+            failed_steps=self.failed_steps | other.failed_steps,
+            unsaved_requests=self.unsaved_requests | other.unsaved_requests,
+            error=self.error or other.error,
+        )
 
 
 @dataclasses.dataclass

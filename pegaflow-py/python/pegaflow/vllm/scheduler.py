@@ -20,6 +20,7 @@ from pegaflow.vllm.health import Health
 from pegaflow.vllm.meta import BLOCK_BYTES, GENERATION_BYTES, KEY_BYTES, PLACE_BYTES, Load, Save, StepMeta, WorkerReport
 from pegaflow.vllm.namespace import adapter_fingerprint
 from pegaflow.vllm.settings import Settings
+from pegaflow.vllm.stats import PegaFlowStats
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -75,6 +76,9 @@ class Scheduler:
         self._background: dict[str, _native.Found] = {}
         """Leases that background loads read under."""
         self._step = 0
+        self._seen = 0
+        """The last step that the workers have reported."""
+        self._failed_steps: deque[int] = deque(maxlen=16)
         self._saves = 0
         self._saves_through = 0
         self._saving: dict[int, int] = {}
@@ -86,6 +90,7 @@ class Scheduler:
         self._inline_bytes = 0
         self._waited_us = 0
         self._epoch = b""
+        self._stats = PegaFlowStats()
 
     def reset(self) -> None:
         """The weights have changed: nothing that was saved may be found again by this engine."""
@@ -150,7 +155,7 @@ class Scheduler:
         """The work of this step."""
         self._step += 1
         self._inline_bytes = self._waited_us = 0
-        meta = StepMeta(step=self._step, leaving=self._leaving)
+        meta = StepMeta(step=self._step, seen=self._seen, failed_steps=list(self._failed_steps), leaving=self._leaving)
         self._leaving = {}
         for load, found in self._loads.values():
             meta.loads.append(load)
@@ -171,8 +176,15 @@ class Scheduler:
 
     def step_done(self, report: WorkerReport) -> None:
         """What every worker has done: leases of its loads end, blocks of its saves are free."""
+        self._stats.add(report)
         for step in [step for step in self._reading if step <= report.step]:
             self._unneeded.extend(self._reading.pop(step))
+        self._seen = max(self._seen, report.step)
+        self._failed_steps.extend(sorted(report.failed_steps))
+        for request_id in report.unsaved_requests:
+            state = self._requests.get(request_id)
+            if state is not None:
+                state.saved = 0
         self._saves_through = report.saves_through
         while self._saving_order and self._saving_order[0][0] <= report.saves_through:
             number, blocks = self._saving_order.popleft()
@@ -216,6 +228,11 @@ class Scheduler:
         self._left_to_come.add(request_id)
         return True
 
+    def take_stats(self) -> PegaFlowStats:
+        """What happened since the last call."""
+        taken, self._stats = self._stats, PegaFlowStats()
+        return taken
+
     def has_pending_frees(self) -> bool:
         """Whether blocks come back without anything being preempted."""
         return bool(self._left_to_come)
@@ -237,6 +254,11 @@ class Scheduler:
             state.found = state.lookup.poll(left, self._settings.lookup_wait_ms)
             self._waited_us += (time.perf_counter_ns() - started) // 1000
             state.found_at = time.monotonic()
+            if state.found is not None:
+                self._stats.data["lookups"] += 1
+                self._stats.data["asked_blocks"] += last
+                self._stats.data["found_blocks"] += state.found.ready
+                self._stats.data["lookup_timeouts"] += state.found.given_up
         return state.found
 
     def _follow(self, output: SchedulerOutput, meta: StepMeta) -> None:
@@ -273,6 +295,7 @@ class Scheduler:
         blocks = state.blocks[first:full]
         self._saves += 1
         save = Save(
+            request=state.request.request_id,
             number=self._saves,
             parent=keys[(first - 1) * KEY_BYTES : first * KEY_BYTES] if first else b"",
             keys=keys[first * KEY_BYTES :],

@@ -11,14 +11,27 @@ from __future__ import annotations
 import array
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pegaflow import _native
-from pegaflow.vllm.meta import BLOCK_BYTES, Load, StepMeta, WorkerReport
+from pegaflow.vllm.meta import BLOCK_BYTES, Load, Save, StepMeta, WorkerReport
 
 if TYPE_CHECKING:
     from pegaflow.vllm.layout import GroupLayout
+
+
+@dataclasses.dataclass
+class _Batch:
+    """The saves of a step, until it is sure that its forward ran on the right bytes."""
+
+    step: int
+    seen: int
+    """What the scheduler knew when it planned them."""
+    loads_until: int
+    """The last step with inline loads, up to this one."""
+    saves: list[Save]
 
 
 @dataclasses.dataclass
@@ -32,8 +45,14 @@ class _Background:
 class Worker:
     """One rank's copies between the engine's KV and the node's pool."""
 
-    def __init__(self, rank: _native.Rank, group: GroupLayout, stream: Callable[[], int | None], layered: bool) -> None:
+    def __init__(
+        self, rank: _native.Rank, group: GroupLayout, stream: Callable[[], int | None], layered: bool, ranks: int = 1
+    ) -> None:
         self._rank = rank
+        self._ranks = ranks
+        self._held: deque[_Batch] = deque()
+        self._loads_until = 0
+        self._failed_steps: set[int] = set()
         self._slot_bytes = len(group.layers) * group.parts * group.heads * group.inner_bytes
         self._stream = stream
         self._layer_ends = {name: at + 1 for at, name in enumerate(group.layer_names)} if layered else {}
@@ -50,7 +69,10 @@ class Worker:
 
     def settle(self, meta: StepMeta) -> None:
         """Before the step changes any block: waits for saves that still read blocks it will write."""
+        self._failed_steps.update(meta.failed_steps)
         if meta.settle > self._through:
+            while self._held and any(save.number <= meta.settle for save in self._held[0].saves):
+                self._submit(self._held.popleft(), keep=False)
             self._rank.settle(meta.settle)
         self._leaving.update(meta.leaving)
 
@@ -58,6 +80,7 @@ class Worker:
         """Starts the step's loads. `whole`: the forward will not ask for its layers one by one."""
         inline = [load for load in meta.loads if not load.background]
         if inline:
+            self._loads_until = meta.step
             self._start_inline(inline, whole)
         for load in meta.loads:
             if load.background:
@@ -71,9 +94,16 @@ class Worker:
 
     def save(self, meta: StepMeta) -> None:
         """Lets the blocks that the step completes be saved, once it has computed them."""
-        if meta.saves:
-            self._rank.save([(s.number, s.parent, s.keys, s.blocks) for s in meta.saves], self._stream())
         self._finish_inline()
+        if meta.saves:
+            self._held.append(_Batch(meta.step, meta.seen, self._loads_until, meta.saves))
+        while self._held and self._is_sure(self._held[0], meta.seen):
+            batch = self._held.popleft()
+            tainted = any(batch.seen < step <= batch.step for step in self._failed_steps)
+            self._submit(batch, keep=not tainted)
+        if not self._held and self._failed_steps:
+            # What the scheduler plans from now on it plans knowing of these.
+            self._failed_steps = {step for step in self._failed_steps if step > meta.seen}
         self._report.step = meta.step
 
     def finished(self) -> tuple[set[str] | None, set[str] | None]:
@@ -132,16 +162,33 @@ class Worker:
             self._report.error = str(error)
             return None
 
+    def _is_sure(self, batch: _Batch, seen: int) -> bool:
+        """Whether all ranks' loads that the batch's forward stood on are judged, and the verdicts known here."""
+        return self._ranks == 1 or batch.loads_until <= max(batch.seen, seen)
+
+    def _submit(self, batch: _Batch, keep: bool) -> None:
+        """Hands saves on. Those not kept go without their blocks, so that their numbers end in order."""
+        if keep:
+            items = [(s.number, s.parent, s.keys, s.blocks) for s in batch.saves]
+        else:
+            items = [(s.number, b"", b"", b"") for s in batch.saves]
+            self._report.unsaved_requests.update(s.request for s in batch.saves)
+        self._rank.save(items, self._stream())
+
     def _finish_inline(self) -> None:
         """The step's loads must be proven before its tokens are given out."""
         if self._inline:
             loads, self._inline = self._inline, []
             loading, self._loading = self._loading, None
             started = time.perf_counter_ns()
-            self._judge(loads, loading)
+            if self._judge(loads, loading):
+                self._failed_steps.add(self._loads_until)
+                self._report.failed_steps.add(self._loads_until)
             self._report.load_us += (time.perf_counter_ns() - started) // 1000
 
-    def _judge(self, loads: list[tuple[Load, int]], loading: _native.Loading | None) -> None:
+    def _judge(self, loads: list[tuple[Load, int]], loading: _native.Loading | None) -> bool:
+        """Notes which blocks came as they were saved; whether one did not."""
+        before = self._report.failed_blocks
         bad = set(loading.finish()) if loading is not None else None
         for load, first in loads:
             blocks = array.array("I", load.blocks)
@@ -153,6 +200,7 @@ class Worker:
             self._report.failed_blocks += len(failed)
             self._report.loaded_blocks += good
             self._report.loaded_bytes += good * self._slot_bytes
+        return self._report.failed_blocks > before
 
     def _count_saves(self) -> None:
         through, saved, known, refused, count, error = self._rank.saves()

@@ -1,0 +1,79 @@
+# Copyright PegaFlow contributors.
+# SPDX-License-Identifier: Apache-2.0
+"""The README's command line, word for word, serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM: see the package's README")
+vllm_program = shutil.which("vllm")
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = "--skip-tokenizer-init --dtype float32 --max-model-len 512 --enforce-eager --block-size 32 --host 127.0.0.1"
+
+
+@pytest.mark.skipif(vllm_program is None, reason="skipped: no program `vllm` on the PATH")
+def test_the_line_of_the_readme_serves(folder, tmp_path):
+    (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("vllm serve ")]
+    command = [folder if word == "MODEL" else word for word in shlex.split(line)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command += [*SMALL.split(), "--port", str(port)]
+    environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    log = tmp_path / "serve.log"
+    with open(log, "wb") as out:
+        serving = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+    try:
+        at = f"http://127.0.0.1:{port}"
+        wait_for(at + "/health", serving, log)
+        prompt = {
+            "model": folder,
+            "prompt": [(i * 37) % 500 + 3 for i in range(200)],
+            "max_tokens": 4,
+            "temperature": 0,
+        }
+        for _ in range(2):
+            assert ask(at + "/v1/completions", prompt)["usage"]["completion_tokens"] == 4
+        metrics = ask(at + "/metrics")
+        saved = [line for line in metrics.splitlines() if line.startswith("vllm:pegaflow_saved_blocks_total")]
+        assert saved and float(saved[0].split()[-1]) > 0, saved
+        assert "PegaFlow: node inside this engine with" in log.read_text(errors="replace")
+    finally:
+        os.killpg(serving.pid, signal.SIGTERM)
+        try:
+            serving.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(serving.pid, signal.SIGKILL)
+
+
+def ask(url: str, body: dict | None = None):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        said = reply.read().decode()
+    return said if body is None else json.loads(said)
+
+
+def wait_for(url: str, serving: subprocess.Popen, log: pathlib.Path) -> None:
+    until = time.monotonic() + 400
+    while True:
+        assert serving.poll() is None and time.monotonic() < until, log.read_text(errors="replace")[-3000:]
+        try:
+            ask(url)
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
