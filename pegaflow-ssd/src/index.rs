@@ -137,6 +137,26 @@ impl Index {
         }
     }
 
+    /// Makes room for so many blocks in an empty table: growing step by step would look at every key again and again.
+    pub(crate) fn reserve(&mut self, blocks: usize) {
+        debug_assert_eq!(self.live, 0, "a table in use grows by itself");
+        // Keys spread evenly, but for a few square roots.
+        let each = blocks / SHARDS;
+        let size = (each + 3 * each.isqrt()) * 20 / 17 + 1;
+        for shard in &mut self.shards {
+            *shard = Shard {
+                tags: vec![0; size],
+                slots: vec![EMPTY; size],
+                used: 0,
+            };
+        }
+    }
+
+    /// Makes room for so many records of a segment.
+    pub(crate) fn reserve_records(&mut self, segment: u32, records: usize) {
+        self.segments[segment as usize].reserve_exact(records);
+    }
+
     /// Most records a segment may have.
     pub(crate) fn records_max(&self) -> usize {
         (1usize << self.index_bits) - 1
@@ -338,6 +358,31 @@ mod tests {
             header_page: page / 2,
             header_index: 3,
             tombstone: false,
+        }
+    }
+
+    #[test]
+    fn room_made_at_once_is_enough_and_not_too_much() {
+        for blocks in [0u32, 10, 5_000, 300_000] {
+            let mut index = Index::new(64, 1 << 14);
+            index.reserve(blocks as usize);
+            let before: Vec<usize> = index.shards.iter().map(|s| s.slots.len()).collect();
+            for i in 0..blocks {
+                let entry = Entry::new(&record(u128::from(i) << 7, i % 8192));
+                assert_eq!(index.insert(i / 8192, entry), None);
+            }
+            let after: Vec<usize> = index.shards.iter().map(|s| s.slots.len()).collect();
+            let grown = before.iter().zip(&after).filter(|(b, a)| a != b).count();
+            assert!(
+                blocks < 300_000 || grown <= 2,
+                "{grown} shards were too small"
+            );
+            let table: usize = after.iter().map(|slots| slots * 5).sum();
+            assert!(
+                blocks < 300_000 || table < 8 * blocks as usize,
+                "{table} bytes"
+            );
+            assert_eq!(index.len(), blocks as usize);
         }
     }
 

@@ -23,6 +23,8 @@ impl Log {
         log.sequence = sequence.max(1);
         log.free = VecDeque::new();
         let removed = newest_of(&found);
+        let records = |f: &FoundSegment| f.records.len();
+        log.index.reserve(found.iter().flatten().map(records).sum());
         let mut sequences: Vec<Vec<u64>> = vec![Vec::new(); found.len()];
         for (i, found) in found.into_iter().enumerate() {
             let segment = i as u32;
@@ -30,6 +32,8 @@ impl Log {
                 log.free.push_back(segment);
                 continue;
             };
+            log.index.reserve_records(segment, found.records.len());
+            sequences[i].reserve_exact(found.records.len());
             for record in &found.records {
                 sequences[i].push(record.sequence);
                 let gone = removed
