@@ -134,6 +134,10 @@ impl Log {
         if entry.pinned() {
             return true;
         }
+        // A kill can leave the reserve in use: opened anew, there is nowhere to write to until this segment has left.
+        if self.open.is_none() && self.free.is_empty() {
+            return false;
+        }
         let limit =
             self.geometry.segment_bytes * u64::from(self.settings.second_chance_percent_max) / 100;
         let kept = self.victim.as_ref().map_or(0, |v| v.kept_bytes);
