@@ -51,6 +51,11 @@ impl Log {
         (self.segments.len() / 16).clamp(2, 4)
     }
 
+    // A kill can leave the reserve in use: opened anew, there is nowhere to write to until a segment has left.
+    fn can_write(&self) -> bool {
+        self.open.is_some() || !self.free.is_empty()
+    }
+
     fn pick(&mut self, now_s: u64) -> Option<Victim> {
         let bytes = self.geometry.segment_bytes;
         let full: Vec<SegmentView> = self
@@ -73,9 +78,12 @@ impl Log {
             return None;
         }
         let empty = full.iter().find(|s| s.live_bytes == 0);
-        let chosen = match empty {
-            Some(empty) => *empty,
-            None => full[self.policy.victim(&full, now_s).min(full.len() - 1)],
+        let oldest = full.iter().min_by_key(|s| s.generation);
+        let chosen = match (empty, oldest) {
+            // With nowhere to write to, one of which nothing must outlive it: every other record of its keys is newer.
+            (_, Some(oldest)) if !self.can_write() => *oldest,
+            (Some(empty), _) => *empty,
+            (None, _) => full[self.policy.victim(&full, now_s).min(full.len() - 1)],
         };
         let records = self.index.records(chosen.segment).len() as u32;
         self.segment(chosen.segment).state = State::Vacating;
@@ -134,8 +142,7 @@ impl Log {
         if entry.pinned() {
             return true;
         }
-        // A kill can leave the reserve in use: opened anew, there is nowhere to write to until this segment has left.
-        if self.open.is_none() && self.free.is_empty() {
+        if !self.can_write() {
             return false;
         }
         let limit =
