@@ -35,6 +35,12 @@ struct NodeArgs {
     /// How often the server is killed
     #[arg(long, default_value_t = 100)]
     rounds: u32,
+    /// Go on for so many minutes instead
+    #[arg(long, value_name = "MINUTES")]
+    minutes: Option<f64>,
+    /// Keep blocks on SSD as well, in a file below the build folder of eight times the pool
+    #[arg(long)]
+    ssd: bool,
     /// Decides when and whom to kill
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -74,6 +80,8 @@ mod tests {
         let json = folder.path().join("chaos.json");
         let args = NodeArgs {
             rounds: 4,
+            minutes: None,
+            ssd: true,
             seed: 3,
             clients: 2,
             ram: "64MiB".into(),
@@ -101,6 +109,10 @@ mod tests {
         assert!(
             result["outages_seen"].as_u64().is_some_and(|n| n > 0),
             "{text}"
+        );
+        assert!(
+            result["late_hit_blocks"].as_u64().is_some_and(|n| n > 0),
+            "nothing came from SSD: {text}"
         );
     }
 }

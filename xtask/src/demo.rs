@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// Memory for KV blocks
     #[arg(long, default_value = "1GiB", value_name = "BYTES")]
     ram: String,
+    /// Keep blocks on SSD as well, in a file of this size below the build folder
+    #[arg(long, value_name = "BYTES")]
+    ssd: Option<String>,
     /// Tensor-parallel ranks
     #[arg(long, default_value_t = 2)]
     ranks: u32,
@@ -63,6 +66,8 @@ pub(crate) struct Args {
 }
 
 const SYNTHETIC_SECONDS: f64 = 25.0;
+// A drive that needs longer is no help.
+const SSD_WAIT: Duration = Duration::from_secs(10);
 // Longer than the server's own patience with running requests.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -71,12 +76,20 @@ pub(crate) fn run(ws: &Workspace, args: &Args) -> anyhow::Result<()> {
     let dir = ws.target().join("demo");
     std::fs::create_dir_all(&dir)?;
     let json = dir.join("demo.json");
+    let mut place = Place::new(ws, "demo", parse_bytes(&args.ram)?)?;
+    if let Some(ssd) = &args.ssd {
+        place = place.with_ssd(ws, parse_bytes(ssd)?)?;
+    }
     if args.embedded {
         let mut replay = programs.embedded();
         replay.args(["--ram", &args.ram]);
+        if let Some((path, bytes)) = place.ssd() {
+            replay.arg("--ssd-path").arg(path);
+            replay.args(["--ssd-bytes", &bytes.to_string()]);
+        }
         finish(&mut replay, args, &json)?;
     } else {
-        with_server(ws, &programs, args, &json)?;
+        with_server(&place, &programs, args, &json)?;
     }
     let result: Value = serde_json::from_str(&std::fs::read_to_string(&json)?)?;
     let svg = dir.join("demo.svg");
@@ -99,14 +112,8 @@ fn shown(path: &Path) -> String {
         .to_string()
 }
 
-fn with_server(
-    ws: &Workspace,
-    programs: &Programs,
-    args: &Args,
-    json: &Path,
-) -> anyhow::Result<()> {
-    let place = Place::new(ws, "demo", parse_bytes(&args.ram)?)?;
-    let mut server = Running::server(programs, &place)?;
+fn with_server(place: &Place, programs: &Programs, args: &Args, json: &Path) -> anyhow::Result<()> {
+    let mut server = Running::server(programs, place)?;
     let mut replay = programs.replay(&place.socket());
     replay.args(["--server-pid", &server.id().to_string()]);
     let replayed = finish(&mut replay, args, json);
@@ -120,6 +127,9 @@ fn with_server(
 fn finish(replay: &mut Command, args: &Args, json: &Path) -> anyhow::Result<()> {
     if let Some(trace) = &args.trace {
         replay.arg("--trace").arg(trace);
+    }
+    if args.ssd.is_some() {
+        replay.args(["--wait-ms", &SSD_WAIT.as_millis().to_string()]);
     }
     let default = if args.trace.is_some() {
         0.0
@@ -235,5 +245,23 @@ mod tests {
                 .expect("it was drawn")
                 .contains("prefix hits")
         );
+        on_two_tiers(&ws);
+    }
+
+    /// The pool holds a part of what the workload uses again: the rest comes from the file.
+    fn on_two_tiers(ws: &Workspace) {
+        for place in ["--remote", "--embedded"] {
+            let folder = tempfile::tempdir().expect("a folder for the result");
+            let json = folder.path().join("out.json");
+            let flags = "demo --debug --ram 64MiB --ssd 1GiB --seconds 2 --block-bytes 64KiB";
+            let mut args = Cli::parse_from(flags.split(' ').chain([place])).args;
+            args.json = Some(json.clone());
+            run(ws, &args).expect("the demo runs");
+            let text = std::fs::read_to_string(json).expect("it was written");
+            let result: Value = serde_json::from_str(&text).expect("it is JSON");
+            assert_eq!(result["mismatches"], 0);
+            let late = result["late_hit_blocks"].as_u64();
+            assert!(late.is_some_and(|n| n > 0), "{place}: {text}");
+        }
     }
 }

@@ -70,6 +70,7 @@ pub(crate) struct Place {
     pool: PathBuf,
     run: PathBuf,
     pool_bytes: u64,
+    ssd: Option<(PathBuf, u64)>,
 }
 
 impl Place {
@@ -98,7 +99,26 @@ impl Place {
             pool,
             run,
             pool_bytes,
+            ssd: None,
         })
+    }
+
+    /// The same with a file of `bytes` bytes for blocks on SSD, below the build folder.
+    pub(crate) fn with_ssd(mut self, ws: &Workspace, bytes: u64) -> anyhow::Result<Self> {
+        let name = format!(
+            "{}-ssd",
+            self.pool.file_name().unwrap_or_default().display()
+        );
+        let dir = ws.target().join(name);
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        self.ssd = Some((dir, bytes));
+        Ok(self)
+    }
+
+    /// The file for blocks on SSD, and its size.
+    pub(crate) fn ssd(&self) -> Option<(PathBuf, u64)> {
+        let (dir, bytes) = self.ssd.as_ref()?;
+        Some((dir.join("blocks"), *bytes))
     }
 
     /// The server's socket.
@@ -121,7 +141,8 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        for dir in [&self.pool, &self.run] {
+        let ssd = self.ssd.as_ref().map(|(dir, _)| dir);
+        for dir in [&self.pool, &self.run].into_iter().chain(ssd) {
             if let Err(error) = std::fs::remove_dir_all(dir) {
                 eprintln!("warning: cannot remove {}: {error}", dir.display());
             }
@@ -177,6 +198,10 @@ impl Running {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
+        if let Some((path, bytes)) = place.ssd() {
+            command.arg("--ssd-path").arg(path);
+            command.args(["--ssd-bytes", &bytes.to_string()]);
+        }
         Self::start(&mut command)
     }
 

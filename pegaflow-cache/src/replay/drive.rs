@@ -237,12 +237,12 @@ impl<'a, P: Port> Lane<'a, P> {
         let key = |id: &u64| BlockKey::derive(namespace, GroupId(0), &id.to_le_bytes());
         let keys: Vec<BlockKey> = request.blocks.iter().map(key).collect();
         let mut restarts = 0;
-        let hits = loop {
+        let (hits, late) = loop {
             match self.attempt(&keys) {
                 Ok(hits) => break hits,
                 Err(PortError::Refused(_)) => {
                     self.meter().count(|c| c.refused_requests += 1);
-                    break 0;
+                    break (0, 0);
                 }
                 Err(PortError::Unavailable(reason)) => self.wait_for_node(reason)?,
                 Err(PortError::Stale(_)) if restarts < RESTARTS_MAX => restarts += 1,
@@ -262,6 +262,7 @@ impl<'a, P: Port> Lane<'a, P> {
             c.requests += 1;
             c.blocks_referenced += keys.len() as u64;
             c.prefix_hit_blocks += hits as u64;
+            c.late_hit_blocks += late as u64;
         });
         Ok(())
     }
@@ -283,20 +284,26 @@ impl<'a, P: Port> Lane<'a, P> {
             })
     }
 
-    // One pass over a request; returns its prefix hits.
-    fn attempt(&mut self, keys: &[BlockKey]) -> Result<usize, PortError> {
+    // One pass over a request; returns its prefix hits, and how many of them were waited for.
+    fn attempt(&mut self, keys: &[BlockKey]) -> Result<(usize, usize), PortError> {
         let port = self.shared.replay.port;
         let started = now();
-        let (found, held) = port.lookup(keys)?;
+        let (at_once, mut held) = port.lookup(keys)?;
         self.meter().took(Op::Lookup, started.elapsed());
         if let Some(outage) = self.meter().answered(self.shared.start.elapsed()) {
             tracing::info!(outage_ms = outage.as_millis() as u64, "the node is back");
         }
-        let loaded = self.load(&keys[..found as usize], &held);
+        let waited = now();
+        let came = port.wait(&mut held, keys)?;
+        if came > 0 {
+            self.meter().took(Op::Wait, waited.elapsed());
+        }
+        let found = (at_once + came) as usize;
+        let loaded = self.load(&keys[..found], &held);
         port.release(held);
         let hits = loaded?;
         self.save(keys, hits)?;
-        Ok(hits)
+        Ok((hits, hits.saturating_sub(at_once as usize)))
     }
 
     // Loads and verifies a found prefix, chunk by chunk; returns how many of its blocks are good.

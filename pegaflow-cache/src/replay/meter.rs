@@ -20,6 +20,8 @@ pub enum Op {
     Save,
     /// Loading one chunk of blocks of one rank, verified against the checksums of its save.
     Load,
+    /// Waiting for blocks of a prefix that were on their way.
+    Wait,
 }
 
 /// Counts since the start.
@@ -31,6 +33,8 @@ pub struct Counts {
     pub blocks_referenced: u64,
     /// Blocks found as a prefix and loaded.
     pub prefix_hit_blocks: u64,
+    /// Of these, blocks that were not in the pool at once: they came from SSD, or another request was saving them.
+    pub late_hit_blocks: u64,
     /// Bytes that ranks copied into the pool.
     pub bytes_saved: u64,
     /// Bytes that ranks copied out of the pool.
@@ -68,7 +72,7 @@ pub struct Latency {
     pub max: f64,
 }
 
-/// Latencies of the three calls.
+/// Latencies of the calls.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Latencies {
     /// Of [`Op::Lookup`].
@@ -77,6 +81,8 @@ pub struct Latencies {
     pub save_us: Latency,
     /// Of [`Op::Load`].
     pub load_us: Latency,
+    /// Of [`Op::Wait`].
+    pub wait_us: Latency,
 }
 
 /// One point of the curves: what happened since the point before.
@@ -97,13 +103,13 @@ pub struct Sample {
     pub latencies: Latencies,
 }
 
-struct Histograms([Histogram<u64>; 3]);
+struct Histograms([Histogram<u64>; 4]);
 
 impl Histograms {
     fn new() -> Self {
         // 1 ns to 10 minutes, three digits: 180 KiB each.
         let empty = || Histogram::new_with_max(600_000_000_000, 3).expect("valid bounds");
-        Self([empty(), empty(), empty()])
+        Self([empty(), empty(), empty(), empty()])
     }
 
     fn record(&mut self, op: Op, ns: u64) {
@@ -111,11 +117,12 @@ impl Histograms {
     }
 
     fn latencies(&self) -> Latencies {
-        let [lookup_us, save_us, load_us] = [0, 1, 2].map(|i| latency(&self.0[i]));
+        let [lookup_us, save_us, load_us, wait_us] = [0, 1, 2, 3].map(|i| latency(&self.0[i]));
         Latencies {
             lookup_us,
             save_us,
             load_us,
+            wait_us,
         }
     }
 }

@@ -22,10 +22,11 @@ use super::settings::ReplaySettings;
 use crate::client::{Client, ClientSettings, Found, Lookup, NamespaceHandle, Status};
 use crate::core::BlockRef;
 use crate::node::{NamespaceLayout, Node, NodeSettings, PoolFiles};
+use crate::tier::SsdSettings;
 use crate::worker::{LoadState, Save, Worker, WorkerSettings};
 
 /// Where the node is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Place {
     /// In this process.
     Embedded {
@@ -33,6 +34,8 @@ pub enum Place {
         ram_bytes: u64,
         /// Folder of the pool's files; anonymous memory without.
         pool_dir: Option<PathBuf>,
+        /// Its SSD tier.
+        ssd: SsdSettings,
     },
     /// A server's.
     Remote {
@@ -54,6 +57,7 @@ pub struct NodePort {
     workers: Vec<Worker>,
     ranks: Vec<Rank>,
     block_bytes: u64,
+    wait: Duration,
     // After the clients, which need it until they are dropped.
     runtime: tokio::runtime::Runtime,
 }
@@ -106,6 +110,7 @@ impl NodePort {
             namespace,
             ranks,
             block_bytes: shape.bytes(),
+            wait: Duration::from_millis(settings.wait_ms.into()),
             runtime,
         })
     }
@@ -126,6 +131,7 @@ async fn open(place: &Place) -> crate::error::Result<Client> {
         Place::Embedded {
             ram_bytes,
             pool_dir,
+            ssd,
         } => {
             let files = pool_dir
                 .clone()
@@ -133,6 +139,7 @@ async fn open(place: &Place) -> crate::error::Result<Client> {
             let settings = NodeSettings {
                 pool_bytes: *ram_bytes,
                 files,
+                ssd: ssd.clone(),
                 ..NodeSettings::default()
             };
             Client::embedded(&Node::start(&settings)?)
@@ -174,12 +181,29 @@ impl Port for NodePort {
     fn lookup(&self, keys: &[BlockKey]) -> Result<(u32, Self::Held), PortError> {
         let mut lookup = Lookup::prefix(&self.namespace, GROUP, keys);
         lookup.lease = Some(LEASE);
+        lookup.ticket = !self.wait.is_zero();
         let found = self
             .runtime
             .block_on(self.client.lookup(&lookup))
             .map_err(port_error)?;
         let blocks = found.blocks.len();
         Ok((blocks as u32, (found, keys[..blocks].to_vec())))
+    }
+
+    fn wait(&self, (found, held): &mut Self::Held, keys: &[BlockKey]) -> Result<u32, PortError> {
+        let (Some(ticket), Some(lease)) = (&found.ticket, &found.lease) else {
+            return Ok(0);
+        };
+        let before = found.blocks.len();
+        // Whatever has come by then is of use.
+        let claimed = self.runtime.block_on(async {
+            ticket.wait(self.wait).await;
+            self.client.claim(lease).await
+        });
+        let claimed = claimed.map_err(port_error)?;
+        found.blocks = claimed.blocks;
+        held.extend_from_slice(&keys[before..found.blocks.len()]);
+        Ok((found.blocks.len() - before) as u32)
     }
 
     fn load(

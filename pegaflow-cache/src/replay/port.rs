@@ -63,6 +63,13 @@ pub trait Port: Send + Sync {
     /// Any [`PortError`].
     fn lookup(&self, keys: &[BlockKey]) -> Result<(u32, Self::Held), PortError>;
 
+    /// Waits for blocks behind the found prefix that are on their way, if the node said that there are any; they
+    /// are held as well from then on. Returns how many came.
+    ///
+    /// # Errors
+    /// Any [`PortError`].
+    fn wait(&self, held: &mut Self::Held, keys: &[BlockKey]) -> Result<u32, PortError>;
+
     /// Copies rank `rank`'s part of `blocks` (numbers within the prefix) into its engine blocks from `engine`
     /// on. Returns how many of them, from the first, have the bytes that were saved; the next one, if any, was
     /// found damaged and has been reported.

@@ -23,6 +23,8 @@ pub struct Report {
     pub capacity_blocks: u64,
     /// Share of the blocks that were prefix hits, 0 to 1.
     pub prefix_hit_share: f64,
+    /// Share of the blocks that were prefix hits from SSD, or from a save that was waited for, 0 to 1.
+    pub late_hit_share: f64,
     /// An independent plain LRU of the same capacity, on the same requests in the same order.
     pub plain_lru: PlainLru,
     /// Its share of prefix hits, 0 to 1.
@@ -63,6 +65,7 @@ impl Report {
         let (counts, facts, lru) = (outcome.counts, outcome.facts, outcome.plain_lru);
         Self {
             prefix_hit_share: share(counts.prefix_hit_blocks, counts.blocks_referenced),
+            late_hit_share: share(counts.late_hit_blocks, counts.blocks_referenced),
             plain_lru_hit_share: share(lru.prefix_hit_blocks, facts.references),
             plain_lru: lru,
             counts,
@@ -105,6 +108,18 @@ impl fmt::Display for Report {
             format!("{:.2} %", self.prefix_hit_share * 100.0),
             lru,
         )?;
+        if self.settings.wait_ms > 0 {
+            let percent = |share: f64| format!("{:.2} %", share * 100.0);
+            let ram = percent(self.prefix_hit_share - self.late_hit_share);
+            line(f, "  from the pool", ram, "ready at once".to_owned())?;
+            let waited = &self.latencies.wait_us;
+            let note = format!(
+                "waited for {:.1} ms (p50), {:.1} ms (p99)",
+                waited.p50 / 1e3,
+                waited.p99 / 1e3
+            );
+            line(f, "  from SSD", percent(self.late_hit_share), note)?;
+        }
         for (name, bytes) in [
             ("saved", c.bytes_saved),
             ("loaded", c.bytes_loaded),

@@ -33,6 +33,9 @@ pub struct ReplaySettings {
     pub requests_max: u64,
     /// How often the curves get a point, in milliseconds.
     pub sample_ms: u32,
+    /// How long a request waits for blocks that are on their way, from SSD or from another request, in
+    /// milliseconds; 0 for not at all.
+    pub wait_ms: u32,
     /// How long to wait for a node that has gone away before giving up, in milliseconds.
     pub reconnect_ms_max: u64,
 }
@@ -50,6 +53,7 @@ impl Default for ReplaySettings {
             seconds: 0.0,
             requests_max: 0,
             sample_ms: 250,
+            wait_ms: 0,
             reconnect_ms_max: 60_000,
         }
     }

@@ -115,6 +115,10 @@ impl Port for FakeNode {
         Ok((found.len() as u32, found))
     }
 
+    fn wait(&self, _: &mut Self::Held, _: &[BlockKey]) -> Result<u32, PortError> {
+        Ok(0)
+    }
+
     fn load(
         &self,
         rank: u32,

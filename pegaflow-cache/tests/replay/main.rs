@@ -94,6 +94,7 @@ fn a_node_in_this_process_hits_like_a_plain_lru() {
         let place = Place::Embedded {
             ram_bytes: RAM_BYTES,
             pool_dir: None,
+            ssd: Default::default(),
         };
         let outcome = replay(&place, &settings, |_| true).expect("nothing goes wrong");
         check(&outcome, 400);

@@ -18,6 +18,7 @@ pub(super) struct Seen {
     pub(super) requests: u64,
     pub(super) blocks_referenced: u64,
     pub(super) prefix_hit_blocks: u64,
+    pub(super) late_hit_blocks: u64,
     pub(super) bytes_verified: u64,
     pub(super) mismatches: u64,
     pub(super) damaged_blocks: u64,
@@ -90,6 +91,7 @@ impl Log {
             requests: count("requests"),
             blocks_referenced: count("blocks_referenced"),
             prefix_hit_blocks: count("prefix_hit_blocks"),
+            late_hit_blocks: count("late_hit_blocks"),
             bytes_verified: count("bytes_verified"),
             mismatches: count("mismatches"),
             damaged_blocks: count("damaged_blocks"),
@@ -107,6 +109,7 @@ impl Seen {
         self.requests += other.requests;
         self.blocks_referenced += other.blocks_referenced;
         self.prefix_hit_blocks += other.prefix_hit_blocks;
+        self.late_hit_blocks += other.late_hit_blocks;
         self.bytes_verified += other.bytes_verified;
         self.mismatches += other.mismatches;
         self.damaged_blocks += other.damaged_blocks;

@@ -4,7 +4,7 @@
 //! Kills the server under replay. Every moment and victim follows from the seed; what they meet does not.
 
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
@@ -21,19 +21,27 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const WINDOW_MS: u64 = 200;
 // Load between a recovery and the next kill: the window after, something random, the window before.
 const LOAD_MS_MAX: u64 = 400;
+// The file for blocks on SSD is so many times as large as the pool.
+const SSD_POOLS: u64 = 8;
 // One round in so many kills a client too.
 const CLIENT_KILL_ONE_IN: u64 = 3;
 
 pub(super) fn run(ws: &Workspace, args: &NodeArgs) -> anyhow::Result<()> {
     let programs = Programs::build(ws, !args.debug)?;
-    let place = Place::new(ws, "chaos", parse_bytes(&args.ram)?)?;
-    println!(
-        "{} rounds, seed {}, {} clients",
-        args.rounds, args.seed, args.clients
-    );
+    let ram = parse_bytes(&args.ram)?;
+    let mut place = Place::new(ws, "chaos", ram)?;
+    if args.ssd {
+        place = place.with_ssd(ws, ram * SSD_POOLS)?;
+    }
+    let length = match args.minutes {
+        Some(minutes) => format!("{minutes} minutes"),
+        None => format!("{} rounds", args.rounds),
+    };
+    println!("{length}, seed {}, {} clients", args.seed, args.clients);
     let started = now();
     let mut chaos = Chaos {
         args,
+        started,
         server: Running::server(&programs, &place)?,
         clients: vec![],
         tally: Tally::default(),
@@ -62,6 +70,7 @@ pub(super) fn run(ws: &Workspace, args: &NodeArgs) -> anyhow::Result<()> {
 
 struct Chaos<'a> {
     args: &'a NodeArgs,
+    started: Instant,
     programs: Programs,
     // Before the place: they must be gone when it is removed.
     server: Running,
@@ -78,7 +87,10 @@ impl Chaos<'_> {
             self.clients.push(client);
         }
         self.wait_until_served("at the start")?;
-        for round in 1..=self.args.rounds {
+        for round in 1.. {
+            if self.is_over(round) {
+                break;
+            }
             self.round()
                 .with_context(|| format!("round {round} of seed {}", self.args.seed))?;
         }
@@ -90,6 +102,14 @@ impl Chaos<'_> {
             self.tally.outages_ms.extend(client.take_recoveries_ms());
         }
         Ok(())
+    }
+
+    /// Whether the rounds before this one are enough.
+    fn is_over(&self, round: u32) -> bool {
+        match self.args.minutes {
+            Some(minutes) => self.started.elapsed().as_secs_f64() >= minutes * 60.0,
+            None => round > self.args.rounds,
+        }
     }
 
     fn round(&mut self) -> anyhow::Result<()> {
@@ -139,6 +159,9 @@ impl Chaos<'_> {
             .args(["--sample-ms", "20", "--in-flight", "2", "--ranks", &ranks])
             .args(["--block-bytes", "64KiB", "--reconnect-ms-max", "30000"])
             .stderr(Stdio::inherit());
+        if self.args.ssd {
+            command.args(["--wait-ms", "5000"]);
+        }
         Client::start(&mut command)
     }
 

@@ -38,6 +38,8 @@ impl Tally {
             "bytes_verified": self.seen.bytes_verified,
             "mismatches": self.seen.mismatches,
             "damaged_blocks": self.seen.damaged_blocks,
+            "prefix_hit_blocks": self.seen.prefix_hit_blocks,
+            "late_hit_blocks": self.seen.late_hit_blocks,
             "outages_seen": self.outages_ms.len(),
             "outage_ms": quantiles(&self.outages_ms),
             "recovery_ms": quantiles(&self.recoveries_ms),
@@ -73,6 +75,11 @@ impl fmt::Display for Tally {
         )?;
         writeln!(f, "  wrong blocks       {}", self.seen.mismatches)?;
         writeln!(f, "  damaged, a miss    {}", self.seen.damaged_blocks)?;
+        writeln!(
+            f,
+            "  hits from SSD      {} blocks",
+            self.seen.late_hit_blocks
+        )?;
         writeln!(f, "  kill to recovery   {}", times(&self.recoveries_ms))?;
         writeln!(
             f,

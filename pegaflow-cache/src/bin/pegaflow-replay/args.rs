@@ -37,6 +37,20 @@ pub(crate) struct Args {
     /// Folder for the pool of the node inside this process; anonymous memory without
     #[arg(long, value_name = "DIR", conflicts_with = "connect")]
     pub(crate) pool_dir: Option<PathBuf>,
+    /// File or device with blocks beside the pool of the node inside this process
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with = "connect",
+        requires = "wait_ms"
+    )]
+    pub(crate) ssd_path: Option<String>,
+    /// Bytes of that file, if it is to be made
+    #[arg(long, value_parser = parse_bytes, value_name = "BYTES", default_value = "64GiB")]
+    pub(crate) ssd_bytes: u64,
+    /// How long a request waits for blocks that are on their way, from SSD or from another request
+    #[arg(long, value_name = "MS")]
+    pub(crate) wait_ms: Option<u32>,
     /// Layers of the model
     #[arg(long, default_value_t = ReplaySettings::default().layers)]
     pub(crate) layers: u32,
@@ -109,6 +123,7 @@ impl Args {
             seconds: self.seconds,
             requests_max: self.requests,
             sample_ms: self.sample_ms,
+            wait_ms: self.wait_ms.unwrap_or(0),
             reconnect_ms_max: self.reconnect_ms_max,
         }
     }

@@ -23,6 +23,7 @@ use pegaflow_cache::replay::node::{NodePort, Place};
 use pegaflow_cache::replay::port::Port;
 use pegaflow_cache::replay::report::{Report, Rss, peak_rss_bytes};
 use pegaflow_cache::replay::source::Source;
+use pegaflow_cache::tier::SsdSettings;
 use progress::{Extent, Shown};
 
 fn main() -> ExitCode {
@@ -66,6 +67,11 @@ fn run(args: &Args) -> Result<Report, Error> {
         None => Place::Embedded {
             ram_bytes: args.ram,
             pool_dir: args.pool_dir.clone(),
+            ssd: SsdSettings {
+                path: args.ssd_path.clone().unwrap_or_default(),
+                bytes: args.ssd_bytes,
+                ..SsdSettings::default()
+            },
         },
     };
     let port = NodePort::open(&place, &settings)?;

@@ -1,0 +1,160 @@
+// Copyright PegaFlow contributors.
+// SPDX-License-Identifier: Apache-2.0
+//! What the tier costs those who do not need it: lookups that the pool answers, and saves.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pegaflow_cache::client::Client;
+use pegaflow_cache::replay::engine::{engine_bytes, engine_layout};
+use pegaflow_cache::worker::{Save, Worker, WorkerSettings};
+use pegaflow_mem::Slot;
+use pegaflow_mem::device::host::{HostDevice, HostMemory, HostSettings};
+use pegaflow_meta::BlockKey;
+use serde_json::json;
+
+use crate::report::{Point, Times, now};
+use crate::rig::{GROUP, Rig, Size, layout, settings};
+
+/// Keys of one lookup.
+const KEYS: u32 = 1024;
+/// Lookups timed together, so that the two nodes' turns are short and the clock costs nothing.
+const LAP: u32 = 8;
+/// Blocks of one save.
+const SAVE: u32 = 16;
+/// Saves of one turn.
+const TURN: u32 = 10;
+/// Between two saves.
+const STEP: Duration = Duration::from_millis(20);
+
+/// All-hit lookups with and without the tier, in turns.
+pub(crate) fn lookup(dir: &Path, size: &Size) {
+    let shape = Size::quick().shape;
+    let path = dir.join("lookup");
+    let pool = u64::from(KEYS) * shape.bytes() * 2;
+    let rigs = [None, Some(path.as_path())].map(|ssd| Rig::new(&settings(pool, ssd), shape));
+    let keys = rigs[0].keys(0, KEYS);
+    for rig in &rigs {
+        assert_eq!(rig.save(&keys), KEYS);
+    }
+    rigs[1].settle();
+    let mut times = [vec![], vec![]];
+    for _ in 0..size.lookups {
+        for (rig, times) in rigs.iter().zip(&mut times) {
+            let started = now();
+            for _ in 0..LAP {
+                assert_eq!(rig.lookup(&keys), KEYS as usize);
+            }
+            times.push(started.elapsed() / LAP);
+        }
+    }
+    let [without, with] = times.map(|times| Times::new(&times));
+    let point = Point {
+        op: "lookup",
+        blocks: KEYS.into(),
+        bytes: 0,
+        floor: "the same lookup without SSD",
+    };
+    point.print(&with, &without);
+}
+
+/// A worker that saves from memory of its own.
+struct Engine {
+    worker: Worker,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Engine {
+    fn new(size: &Size, ssd: Option<&Path>) -> (Self, Rig) {
+        let pool = u64::from(4 * SAVE) * size.block_bytes() + (256 << 20);
+        let rig = Rig::new(&settings(pool, ssd), size.shape);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .build()
+            .expect("a runtime");
+        let client = Client::embedded(&rig.node).expect("opens");
+        let registered = client.register_namespace(layout(size.shape));
+        let namespace = runtime.block_on(registered).expect("registers");
+        let slot = Slot::whole(&size.shape);
+        let bytes = engine_bytes(&size.shape, &slot, SAVE);
+        let memory = HostMemory::zeroed(bytes).expect("memory");
+        let device = HostDevice::new(&HostSettings::default()).expect("a device");
+        device.register(memory.clone()).expect("registers");
+        let layout = engine_layout(size.shape, slot, memory.base(), SAVE).expect("fits");
+        let (device, layout) = (Arc::new(device), Arc::new(layout));
+        let settings = WorkerSettings::default();
+        let worker = Worker::new(client, device, namespace, GROUP, layout, settings);
+        let worker = worker.expect("fits");
+        (Self { worker, runtime }, rig)
+    }
+
+    fn save(&self, keys: Vec<BlockKey>) {
+        let blocks = (0..keys.len() as u32).collect();
+        let save = Save {
+            keys,
+            blocks,
+            ..Save::default()
+        };
+        let saved = self
+            .runtime
+            .block_on(self.worker.save(save))
+            .expect("saves");
+        assert_eq!(saved.out_of_budget, 0, "there is room for all");
+    }
+}
+
+/// Saves with and without the tier, in turns of some saves each: those of one turn meet the writes of
+/// the saves before them. A pause stands for the step that an engine computes between two saves.
+pub(crate) fn save(dir: &Path, size: &Size) {
+    let path = dir.join("save");
+    let engines = [None, Some(path.as_path())].map(|ssd| Engine::new(size, ssd));
+    let mut times = [vec![], vec![]];
+    for turn in 0..size.saves / TURN {
+        for ((engine, rig), times) in engines.iter().zip(&mut times) {
+            for at in 0..TURN {
+                let keys = rig.keys(turn * TURN + at, SAVE);
+                let started = now();
+                engine.save(keys);
+                times.push(started.elapsed());
+                std::thread::sleep(STEP);
+            }
+            if rig.node.ssd_stats().is_some() {
+                rig.settle();
+            }
+        }
+    }
+    let [without, with] = times.map(|times| Times::new(&times));
+    let point = Point {
+        op: "save",
+        blocks: SAVE.into(),
+        bytes: u64::from(SAVE) * size.block_bytes(),
+        floor: "the same save without SSD",
+    };
+    point.print(&with, &without);
+}
+
+/// A burst of four times the spill budget: what the pool still holds must be on the drive.
+pub(crate) fn burst(dir: &Path, size: &Size) {
+    let path = dir.join("burst");
+    let mut settings = settings(2 * size.bytes(), Some(&path));
+    settings.ssd.spill_bytes_max = size.bytes() / 4;
+    let rig = Rig::new(&settings, size.shape);
+    let keys = rig.keys(0, size.blocks);
+    assert_eq!(rig.save(&keys), size.blocks);
+    let ready = rig.lookup(&keys);
+    rig.settle();
+    let stats = rig.stats();
+    let point = Point {
+        op: "burst",
+        blocks: size.blocks.into(),
+        bytes: size.bytes(),
+        floor: "every block that the pool holds is written",
+    };
+    let share = stats.spilled_blocks as f64 / ready as f64;
+    let lost = ready as u64 - stats.spilled_blocks;
+    point.print_share(
+        share,
+        json!({"held": ready, "written": stats.spilled_blocks, "lost": lost}),
+    );
+}
