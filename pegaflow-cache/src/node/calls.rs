@@ -10,7 +10,8 @@ use pegaflow_meta::{BlockKey, GroupId};
 use super::Node;
 use super::layout::NamespaceLayout;
 use super::ssd::SsdStats;
-use super::state::{State, Sums, WriteLease};
+use super::state::{State, Sums, WriteLease, micros_since};
+use super::trace::Seen;
 use crate::control::tables;
 use crate::core::{
     BlockRef, Counters, GroupKeys, HybridRequest, LeaseId, LookupMode, LookupRequest,
@@ -141,6 +142,7 @@ impl Node {
                 tracing::debug!(%error, session = session.0, "a lookup goes without SSD");
             }
             let ticket = state.keep_ticket(ticket);
+            state.trace_lookup(session, call.keys.len());
             let reply = &state.lookup;
             Ok(f(Refs {
                 lease: reply.lease,
@@ -299,6 +301,8 @@ impl Node {
         self.shared.with(|state, _| {
             state.core.release(session, lease, &mut state.actions)?;
             state.apply(None);
+            let epoch = state.epoch;
+            state.traces.end(lease, || micros_since(epoch));
             state.tickets.lease_ended(lease);
             Ok(())
         })
@@ -505,6 +509,22 @@ impl State {
                 self.tickets.give(ticket);
                 None
             }
+        }
+    }
+
+    /// Notes the lookup just made, if it may become a line of the log.
+    fn trace_lookup(&mut self, session: SessionId, keys: usize) {
+        let Some(lease) = self.lookup.lease else {
+            return;
+        };
+        if self.traces.wants(self.lookup.pending > 0) {
+            let seen = Seen {
+                session,
+                keys: keys as u32,
+                at_once: self.lookup.blocks.len() as u32,
+                pending: self.lookup.pending,
+            };
+            self.traces.begin(lease, self.now_us(), seen);
         }
     }
 

@@ -14,6 +14,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::Shared;
 use super::state::Move;
+use super::trace::Line;
 use crate::core::SessionId;
 use crate::error::{Error, Result};
 
@@ -114,12 +115,14 @@ fn run(shared: &Shared, inbox: &Inbox, tick_ms: u32, mut watches: Vec<(SessionId
                 Order::Unwatch(session) => watches.retain(|(other, _)| *other != session),
             }
         }
-        let moves = shared.with(|state, now| {
+        let (moves, lines) = shared.with(|state, now| {
             state.core.tick(now, &mut state.actions);
             state.apply(None);
             state.tickets.expire(now);
-            std::mem::take(&mut state.moves)
+            state.expire_traces();
+            (std::mem::take(&mut state.moves), state.traces.take_lines())
         });
+        lines.iter().for_each(Line::log);
         moves.iter().for_each(|order| move_block(shared, order));
     }
 }

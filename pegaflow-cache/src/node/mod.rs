@@ -18,6 +18,7 @@ mod settings;
 mod ssd;
 mod state;
 mod tickets;
+mod trace;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -33,6 +34,7 @@ pub use calls::{HybridCall, LookupCall, Refs, ReserveCall};
 pub use layout::{GroupLayout, NamespaceLayout};
 pub use settings::{NodeSettings, POOL_BYTES_MIN, POOLS_MAX, PoolFiles, TICK_MS_MAX, TICKETS_MAX};
 pub use ssd::SsdStats;
+pub use trace::TraceSettings;
 
 use crate::client::pools::{PoolView, Pools};
 use crate::control::superblock::set_incarnation;
@@ -142,7 +144,7 @@ impl Node {
         };
         let files = (0..settings.numa_nodes.len().max(1)).map(|pool| files::open(settings, pool));
         let files = files.collect::<Result<Vec<_>>>()?;
-        let mut state = new_state(settings, &files)?;
+        let mut state = new_state(settings, &files, epoch)?;
         let found: Vec<_> = files.iter().map(|files| files.found.is_ok()).collect();
         let threads = settings.recover_threads as usize;
         let mut recovery = recover::recover(&mut state, &found, threads, Now(0), store.is_some())?;
@@ -407,7 +409,7 @@ fn watch(process: Process) -> Result<OwnedFd> {
     }
 }
 
-fn new_state(settings: &NodeSettings, files: &[files::Files]) -> Result<State> {
+fn new_state(settings: &NodeSettings, files: &[files::Files], epoch: Instant) -> Result<State> {
     let seed = files::random::<16>();
     let seed = u128::from_le_bytes(seed);
     let mut core = Core::new(settings.core.clone(), [seed as u64, (seed >> 64) as u64])?;
@@ -431,6 +433,8 @@ fn new_state(settings: &NodeSettings, files: &[files::Files]) -> Result<State> {
         hybrid: Default::default(),
         reserve: Default::default(),
         tier: None,
+        traces: trace::Traces::new(settings.trace.clone()),
+        epoch,
         recovered: 0,
         dropped_unsealed: 0,
     })

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use pegaflow_mem::HugePages;
 
+use super::trace::TraceSettings;
 use crate::core::CoreSettings;
 use crate::error::{Error, Result};
 use crate::tier::SsdSettings;
@@ -42,6 +43,8 @@ pub struct NodeSettings {
     pub tick_ms: u32,
     /// The SSD tier.
     pub ssd: SsdSettings,
+    /// Which lookups are traced in the log.
+    pub trace: TraceSettings,
     /// Limits of the core.
     pub core: CoreSettings,
 }
@@ -59,6 +62,7 @@ impl Default for NodeSettings {
             tickets_max: 4096,
             tick_ms: 100,
             ssd: SsdSettings::default(),
+            trace: TraceSettings::default(),
             core: CoreSettings::default(),
         }
     }

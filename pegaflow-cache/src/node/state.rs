@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use pegaflow_mem::SlabAllocator;
 
@@ -16,6 +17,7 @@ use super::pool::Pool;
 use super::sessions::Sessions;
 use super::ssd::Tier;
 use super::tickets::Tickets;
+use super::trace::Traces;
 use crate::control::record::{self, Record};
 use crate::control::tables;
 use crate::core::{
@@ -24,6 +26,13 @@ use crate::core::{
 };
 use crate::rpc::proto::{SessionEvent, session_event::Kind};
 use crate::tier::spill::Candidate;
+
+pub(super) fn micros_since(epoch: Instant) -> u64 {
+    u64::try_from(epoch.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// A lease that was not released is surely over so long after it should be, in milliseconds.
+const EXPIRED_MS: u64 = 1_000;
 
 /// What the holder of a write lease will bring checksums of.
 #[derive(Debug, Clone)]
@@ -79,6 +88,9 @@ pub(super) struct State {
     pub(super) reserve: ReserveReply,
     /// The SSD tier, if there is one.
     pub(super) tier: Option<Arc<Tier>>,
+    pub(super) traces: Traces,
+    /// When the node started.
+    pub(super) epoch: Instant,
     pub(super) recovered: u64,
     pub(super) dropped_unsealed: u64,
 }
@@ -165,6 +177,7 @@ impl State {
                 self.tickets.put(ticket, ready, done);
                 if done {
                     self.wait_over(ticket);
+                    self.trace_ready(ticket, ready);
                 }
             }
             Action::WaitOver { ticket } => self.wait_over(ticket),
@@ -225,6 +238,24 @@ impl State {
             group: record.group,
             bytes: group.shape.bytes(),
         })
+    }
+
+    /// Microseconds since the node started: for traces, finer than the core's time.
+    pub(super) fn now_us(&self) -> u64 {
+        micros_since(self.epoch)
+    }
+
+    /// Ends the traces of leases that are over for sure.
+    pub(super) fn expire_traces(&mut self) {
+        let now_us = self.now_us();
+        let life_us = (self.core.settings().read_lease_ttl_max_ms + EXPIRED_MS) * 1000;
+        self.traces.expire(now_us.saturating_sub(life_us), now_us);
+    }
+
+    fn trace_ready(&mut self, ticket: TicketId, ready: u32) {
+        if let Some(lease) = self.tickets.lease_of(ticket) {
+            self.traces.ready(lease, self.now_us(), ready);
+        }
     }
 
     fn wait_over(&self, ticket: TicketId) {

@@ -118,6 +118,11 @@ impl Tickets {
         }
     }
 
+    /// Whose ticket it is.
+    pub(super) fn lease_of(&self, ticket: TicketId) -> Option<LeaseId> {
+        self.entries[self.index(ticket)? as usize].lease
+    }
+
     /// Ends the ticket of a lease that was released.
     pub(super) fn lease_ended(&mut self, lease: LeaseId) {
         if let Some(ticket) = self.by_lease.get(&lease).copied() {

@@ -15,6 +15,7 @@ mod room;
 pub mod settings;
 pub mod socket;
 pub mod telemetry;
+pub mod top;
 mod validate;
 
 pub use layers::Layers;

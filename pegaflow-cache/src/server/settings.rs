@@ -12,7 +12,7 @@ use pegaflow_mem::HugePages;
 
 use crate::core::CoreSettings;
 use crate::describe::{choices, settings};
-use crate::node::NodeSettings;
+use crate::node::{NodeSettings, TraceSettings};
 use crate::tier::SsdSettings;
 
 settings! {
@@ -54,6 +54,8 @@ settings! {
         pub ssd: SsdSettings = SsdSettings::default(),
         /// Limits, lifetimes, eviction and tenants.
         pub cache: CoreSettings = CoreSettings::default(),
+        /// Which lookups are traced in the log.
+        pub trace: TraceSettings = TraceSettings::default(),
         /// What goes to standard error.
         pub log: LogSettings = LogSettings::default(),
         /// The server itself: threads, tickets, timekeeping.

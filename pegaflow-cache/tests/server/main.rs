@@ -6,5 +6,6 @@
 mod config;
 mod harness;
 mod life;
+mod monitoring;
 mod pages;
 mod work;

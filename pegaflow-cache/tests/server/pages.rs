@@ -63,6 +63,24 @@ fn promtool_finds_nothing_to_complain_about() {
 }
 
 #[test]
+fn top_shows_a_running_server() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let server = Server::start(dir.path(), &[]);
+    let http = server.ready.http.to_string();
+    let args = ["top", "--http", &http, "--count", "1", "--every-ms", "100"];
+    let out = crate::harness::output(dir.path(), &args);
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success() && text.contains("64MiB"), "{text}");
+    drop(server);
+    let out = crate::harness::output(dir.path(), &args);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        !out.status.success() && said.contains("cannot ask"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_server_at_rest_is_small() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let server = Server::start(dir.path(), &[]);

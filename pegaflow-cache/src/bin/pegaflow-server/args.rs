@@ -9,13 +9,15 @@ use pegaflow_cache::server::Settings;
 use std::path::PathBuf;
 
 /// Settings that `-h` shows; `--help` shows all.
-const COMMON: [&str; 7] = [
+const COMMON: [&str; 9] = [
     "socket",
     "tcp",
     "http",
     "name",
     "pool.bytes",
     "pool.dir",
+    "ssd.path",
+    "ssd.bytes",
     "log.filter",
 ];
 
@@ -34,7 +36,8 @@ Examples:
   pegaflow-server --pool-bytes 64GiB --name llama      a larger one, beside others
   pegaflow-server --config node.toml --check-config    is this file right?
   pegaflow-server --print-config > node.toml           a commented file to start from
-  pegaflow-server probe                                what this machine offers";
+  pegaflow-server probe                                what this machine offers
+  pegaflow-server top                                  what a running server does";
 
 const LONG_EXAMPLES: &str = "\
 Where a setting comes from, the first that has it:
@@ -69,6 +72,7 @@ pub(crate) fn command() -> Command {
                 .map(flag),
         )
         .subcommand(probe())
+        .subcommand(top())
         .subcommand(describe_command())
 }
 
@@ -160,6 +164,35 @@ fn probe() -> Command {
              Changes nothing. PegaFlow works without all of it; what is there makes it faster.",
         )
         .arg(json("Print facts and judgements as one JSON object"))
+}
+
+fn top() -> Command {
+    let number = |name, what| {
+        Arg::new(name)
+            .long(name)
+            .value_name("N")
+            .value_parser(value_parser!(u64))
+            .help(what)
+    };
+    Command::new("top")
+        .about("Show what a running server does, every second")
+        .arg(
+            Arg::new("http")
+                .long("http")
+                .value_name("IP:PORT")
+                .value_parser(value_parser!(std::net::SocketAddr))
+                .default_value("127.0.0.1:7411")
+                .help("HTTP address of the server"),
+        )
+        .arg(
+            Arg::new("token-file")
+                .long("token-file")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("File with the token that the server wants"),
+        )
+        .arg(number("every-ms", "Time between two screens").default_value("1000"))
+        .arg(number("count", "Screens to show; 0 for ever").default_value("0"))
 }
 
 fn describe_command() -> Command {

@@ -23,6 +23,7 @@ pub(crate) fn dispatch(matches: &ArgMatches) -> ExitCode {
     match matches.subcommand() {
         Some(("probe", matches)) => probe(matches.get_flag("json")),
         Some(("describe", _)) => describe_all(),
+        Some(("top", matches)) => top(matches),
         _ => serve(matches),
     }
 }
@@ -71,6 +72,29 @@ fn probe(json: bool) -> ExitCode {
         return say(&report.text());
     }
     say_json(&report)
+}
+
+fn top(matches: &ArgMatches) -> ExitCode {
+    let Some(address) = matches.get_one::<std::net::SocketAddr>("http") else {
+        return ExitCode::from(USAGE);
+    };
+    let token = match matches
+        .get_one::<PathBuf>("token-file")
+        .map(std::fs::read_to_string)
+    {
+        Some(Err(error)) => return fail(&error),
+        Some(Ok(text)) => text.lines().next().map(|line| line.trim().to_owned()),
+        None => None,
+    };
+    let number = |name| matches.get_one::<u64>(name).copied().unwrap_or(0);
+    let every = std::time::Duration::from_millis(number("every-ms").max(100));
+    match crate::top::run(*address, token.as_deref(), every, number("count")) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            complain(&text);
+            ExitCode::from(FAILED)
+        }
+    }
 }
 
 fn describe_all() -> ExitCode {

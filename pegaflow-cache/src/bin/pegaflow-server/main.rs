@@ -9,6 +9,7 @@ mod node;
 mod pages;
 mod run;
 mod signals;
+mod top;
 
 use std::process::ExitCode;
 

@@ -59,6 +59,7 @@ fn node_settings(settings: &Settings) -> NodeSettings {
         ssd: settings.ssd.clone(),
         tickets_max: settings.runtime.tickets_max,
         tick_ms: settings.runtime.tick_ms,
+        trace: settings.trace.clone(),
         core: settings.cache.clone(),
     }
 }

@@ -40,6 +40,8 @@ use crate::tier::{Source, SpillAdmission, SsdReclaim, SsdSettings};
 use inbox::Inbox;
 use stats::Counters;
 
+/// How often a drive that is in use is tried, half a second each.
+const OPEN_TRIES: u32 = 20;
 /// Keys that are remembered for `ssd.admission = "second_save"`.
 const REMEMBERED_KEYS: u32 = 1 << 20;
 /// Blocks whose bytes clients found wrong, and that are verified when they come from the drive.
@@ -102,11 +104,26 @@ pub(super) fn open(settings: &SsdSettings) -> Result<SsdStore> {
         .paths()
         .map(|path| Device::file(path, settings.bytes))
         .collect();
-    let store = SsdStore::open(store_settings(settings), &devices)?;
+    let store = open_unlocked(settings, &devices)?;
     for report in store.recovery() {
         tracing::info!(?report, "opened a drive of the SSD tier");
     }
     Ok(store)
+}
+
+/// The transfers of a process that was killed end when the drive has ended them, and its lock with
+/// them: on a busy drive that takes a while.
+fn open_unlocked(settings: &SsdSettings, devices: &[Device]) -> Result<SsdStore> {
+    // Each try waits for some time by itself.
+    for _ in 1..OPEN_TRIES {
+        match SsdStore::open(store_settings(settings), devices) {
+            Err(pegaflow_ssd::Error::InUse { path }) => {
+                tracing::info!(path = %path.display(), "waits for the drive of an earlier server");
+            }
+            opened => return Ok(opened?),
+        }
+    }
+    Ok(SsdStore::open(store_settings(settings), devices)?)
 }
 
 fn store_settings(settings: &SsdSettings) -> Settings {
