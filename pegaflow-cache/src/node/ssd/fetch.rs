@@ -25,6 +25,8 @@ use crate::tier::fetch::{FetchId, Job, TakeBack};
 
 /// How often what the drive holds too long is looked at.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// Blocks checked before they are made visible.
+const CHECKED: usize = 4;
 /// Reads handed to the store at once.
 const BATCH: usize = 64;
 
@@ -65,9 +67,12 @@ impl Reader {
         let inbox = self.tier.reader.clone();
         while let Some(answered) = inbox.wait(PATIENCE) {
             self.take_back();
-            let ids = answered.into_iter().map(FetchId);
-            let ended: Vec<_> = ids.filter_map(|id| self.poll(id)).collect();
-            self.end_all(ended);
+            // Taking an answer checks its bytes: the first blocks need not wait for the rest.
+            for ids in answered.chunks(CHECKED) {
+                let ended = ids.iter().filter_map(|id| self.poll(FetchId(*id)));
+                let ended = ended.collect();
+                self.end_all(ended);
+            }
             self.begin();
             self.reap_late();
         }
