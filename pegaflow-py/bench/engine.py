@@ -126,7 +126,7 @@ def report(way: str, points: dict, settings: argparse.Namespace) -> None:
                 "attention": settings.attention,
                 "cached_tokens": values[-1][1],
             },
-            "machine": {"cores": os.cpu_count()},
+            "machine": {"cpus": os.cpu_count()},
             "gb_per_s": None,
             "ops_per_s": round(tokens / middle * 1e3, 1),
             "p50_us": round(middle * 1e3),

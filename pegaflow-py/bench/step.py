@@ -44,7 +44,7 @@ def percentile(values: list[float], share: float) -> float:
 def line(op: str, micros: list[float], floor: dict | None = None) -> None:
     points = {f"p{name}_us": round(percentile(micros, share), 1) for name, share in POINTS.items()}
     settings = {"op": op, "running": RUNNING, "tokens": TOKENS, "block_tokens": BLOCK}
-    machine = {"cores": os.cpu_count()}
+    machine = {"cpus": os.cpu_count()}
     rest = {"gb_per_s": None, "ops_per_s": None, "floor": floor, "floor_share": None}
     print(json.dumps({"bench": "vllm-step", "settings": settings, "machine": machine, **points, **rest}), flush=True)
 
