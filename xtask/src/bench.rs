@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// A few seconds only: shows that the benchmark works, the figures mean little.
     #[arg(long)]
     quick: bool,
+    /// For `eviction`: also replay this request trace, plain or gzip.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// For `ssd`: alternate with fio running the same job.
     #[arg(long)]
     fio: bool,
@@ -127,6 +130,11 @@ fn measure(ws: &Workspace, name: &str, args: &Args) -> anyhow::Result<Vec<Line>>
     }
     if args.fio {
         cargo.arg("--fio");
+    }
+    if let Some(trace) = &args.trace {
+        // A benchmark runs in the folder of its crate.
+        let path = std::path::absolute(trace)?;
+        cargo.arg("--trace").arg(path);
     }
     collect(cargo, name)
 }

@@ -50,6 +50,8 @@ mod tests;
 pub use action::Action;
 pub use counters::{Counters, Stats};
 pub use error::Error;
+#[cfg(feature = "replay")]
+pub use evict::PolicyHarness;
 pub use fetch::{FetchRequest, Presence};
 pub use hybrid::{GroupKeys, HybridReply, HybridRequest};
 pub use lookup::{BlockRef, LookupMode, LookupReply, LookupRequest};

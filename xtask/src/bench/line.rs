@@ -28,6 +28,9 @@ const FIELDS: [&str; 10] = [
 /// Fields of `floor`, where it is not null.
 const FLOOR_FIELDS: [&str; 3] = ["what", "gb_per_s", "us"];
 
+/// The field of `floor` that a benchmark of hits has beside these.
+const HIT_SHARE: &str = "hit_share";
+
 /// Benchmarks whose settings name the size of the work in the same two words.
 const SIZED: [&str; 3] = ["index", "node", "hostcopy"];
 
@@ -65,6 +68,8 @@ pub(crate) struct Floor {
     pub(crate) gb_per_s: Option<f64>,
     /// The limit as time: microseconds.
     pub(crate) us: Option<f64>,
+    /// The limit as a share of hits, where that is what is measured.
+    pub(crate) hit_share: Option<f64>,
 }
 
 impl Line {
@@ -188,17 +193,23 @@ fn floor(value: &Value) -> anyhow::Result<Option<Floor>> {
         return Ok(None);
     }
     let object = with_fields(value, "`floor`", &FLOOR_FIELDS)?;
+    let hit_share = match object.get(HIT_SHARE) {
+        Some(_) => number(object, HIT_SHARE)?,
+        None => None,
+    };
+    let known = |field: &&String| FLOOR_FIELDS.contains(&field.as_str()) || *field == HIT_SHARE;
     ensure!(
-        object.len() == FLOOR_FIELDS.len(),
-        "`floor` has more fields than {FLOOR_FIELDS:?}"
+        object.keys().all(|field| known(&field)),
+        "`floor` has more fields than {FLOOR_FIELDS:?} and `{HIT_SHARE}`"
     );
     let floor = Floor {
         what: string(object, "what")?,
         gb_per_s: number(object, "gb_per_s")?,
         us: number(object, "us")?,
+        hit_share,
     };
     ensure!(
-        floor.gb_per_s.is_some() || floor.us.is_some(),
+        floor.gb_per_s.is_some() || floor.us.is_some() || hit_share.is_some(),
         "`floor` has no figure"
     );
     Ok(Some(floor))
@@ -231,6 +242,14 @@ mod tests {
         let line = GOOD.replace(r#""p99_us":2"#, r#""p99_us":2,"bytes_per_block":82.5"#);
         let line = Line::parse(&line).expect("the line keeps the contract");
         assert_eq!(line.more["bytes_per_block"], 82.5);
+    }
+
+    #[test]
+    fn a_floor_may_be_a_share_of_hits() {
+        let floor = r#"{"what":"optimum","gb_per_s":null,"us":null,"hit_share":0.25}"#;
+        let line = GOOD.replace(r#"{"what":"memcpy","gb_per_s":2.0,"us":null}"#, floor);
+        let line = Line::parse(&line).expect("the line keeps the contract");
+        assert_eq!(line.floor.and_then(|floor| floor.hit_share), Some(0.25));
     }
 
     #[test]

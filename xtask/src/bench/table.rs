@@ -22,7 +22,10 @@ pub(crate) fn render(lines: &[Line]) -> String {
         let cell = |key: &&String| line.settings.get(*key).cloned().unwrap_or_default();
         row.extend(settings.iter().map(cell));
         row.extend(measures(line));
-        let figure = |key: &&String| line.more.get(*key).map(|f| rate(*f)).unwrap_or_default();
+        let figure = |key: &&String| {
+            let figure = line.more.get(*key);
+            figure.map(|f| of_name(key, *f)).unwrap_or_default()
+        };
         row.extend(more.iter().map(figure));
         rows.push(row);
     }
@@ -36,7 +39,9 @@ fn measures(line: &Line) -> [String; 7] {
     let floor = line.floor.as_ref().map(|floor| {
         let rate = floor.gb_per_s.map(|rate| format!(" {rate:.2} GB/s"));
         let time = floor.us.map(|us| format!(" {}", duration(us)));
-        floor.what.clone() + &rate.unwrap_or_default() + &time.unwrap_or_default()
+        let hits = floor.hit_share.map(|share| format!(" {share:.4}"));
+        let figures = [rate, time, hits].into_iter().flatten();
+        floor.what.clone() + &figures.collect::<String>()
     });
     [
         line.gb_per_s
@@ -51,6 +56,14 @@ fn measures(line: &Line) -> [String; 7] {
             .unwrap_or_default(),
         floor.unwrap_or_default(),
     ]
+}
+
+/// A figure of a benchmark's own: shares to four digits, all else as a rate.
+fn of_name(name: &str, figure: f64) -> String {
+    match name.ends_with("_share") {
+        true => format!("{figure:.4}"),
+        false => rate(figure),
+    }
 }
 
 /// Microseconds in the unit that reads best.

@@ -11,8 +11,13 @@
 //! become evictable.
 
 mod gittins;
+#[cfg(feature = "replay")]
+mod harness;
 mod log;
 mod lru;
+
+#[cfg(feature = "replay")]
+pub use harness::PolicyHarness;
 
 use super::block::{BlockIdx, Blocks};
 use super::settings::EvictionPolicy;

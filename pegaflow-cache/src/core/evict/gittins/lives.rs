@@ -26,6 +26,8 @@ const PRIOR_LIVES: f32 = 8.0;
 pub(super) struct Lives {
     /// Lives that go on, by slot and row.
     open: Vec<u32>,
+    /// Lives that go on, by row.
+    living: [u32; ROWS],
     /// Lives that ended at an age, by row and bin.
     ended: Vec<f32>,
     /// Those of them that ended with a use.
@@ -40,6 +42,7 @@ impl Lives {
     pub(super) fn new() -> Self {
         let mut new = Self {
             open: vec![0; SLOTS * ROWS],
+            living: [0; ROWS],
             ended: vec![0.0; ROWS * BINS],
             used: vec![0.0; ROWS * BINS],
             pooled: [0.0; BINS],
@@ -70,7 +73,13 @@ impl Lives {
         for row in [usize::from(class), ALL] {
             let open = &mut self.open[slot * ROWS + row];
             *open = open.wrapping_add(change);
+            self.living[row] = self.living[row].wrapping_add(change);
         }
+    }
+
+    /// Whether any life of a class goes on.
+    pub(super) fn has_open(&self, class: Class) -> bool {
+        self.living[usize::from(class)] > 0
     }
 
     /// Two slots become one.
@@ -130,6 +139,7 @@ impl Lives {
             slots.map(|slot| slot[row] as usize).sum::<usize>()
         };
         assert_eq!((0..CLASSES).map(all).sum::<usize>(), all(ALL));
+        assert!((0..ROWS).all(|row| self.living[row] as usize == all(row)));
         all(ALL)
     }
 

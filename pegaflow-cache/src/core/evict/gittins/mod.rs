@@ -28,8 +28,9 @@ use class::{CLASSES, Class, Shape};
 use ghosts::{Ghost, Ghosts};
 use lives::Lives;
 
-/// Classes whose indexes are worked out anew in one tick.
-const LEARN_CLASSES: usize = 2;
+/// A class's indexes are worked out anew in every tick, or less often in a cache of more blocks than
+/// this: so that all are once in a time in which a sixteenth of the blocks is used.
+const LEARN_BLOCKS: usize = 1 << 15;
 /// Room for ghosts: so many for each block, beyond the first [`GHOSTS_MIN`] fewer.
 const GHOSTS_A_BLOCK: [usize; 2] = [16, 4];
 const GHOSTS_MIN: usize = 1 << 20;
@@ -74,7 +75,9 @@ impl Gittins {
                 self.lives.merge(from, into);
             }
             self.revalue(ages::aged(self.now));
-            self.learn();
+            if (self.now as usize).is_multiple_of(1 + self.len / LEARN_BLOCKS) {
+                self.learn();
+            }
         }
     }
 
@@ -86,18 +89,22 @@ impl Gittins {
         }
     }
 
+    /// Works out the indexes of the next class that has lives.
     fn learn(&mut self) {
-        for _ in 0..LEARN_CLASSES {
+        for _ in 0..CLASSES {
             if self.learning == 0 {
                 self.lives.pool(self.now);
             }
             let class = self.learning as Class;
             self.learning = (self.learning + 1) % CLASSES;
-            self.lives.learn(class, self.now);
-            for slot in 0..ages::SLOTS {
-                let bin = ages::bin_of_slot(slot, self.now);
-                self.bags
-                    .rehang(bags::bag_of(class, slot), self.lives.bucket(class, bin));
+            if self.lives.has_open(class) {
+                self.lives.learn(class, self.now);
+                for slot in 0..ages::SLOTS {
+                    let bin = ages::bin_of_slot(slot, self.now);
+                    let bag = bags::bag_of(class, slot);
+                    self.bags.rehang(bag, self.lives.bucket(class, bin));
+                }
+                return;
             }
         }
     }
