@@ -5,7 +5,8 @@
 # The guest's second program, in the host's userland: memory, file systems, then the job. Its status goes to the host.
 . /mnt/job/environment
 mount -t tmpfs tmpfs /run
-mount -t tmpfs tmpfs /tmp
+# Not over /tmp: the checkout may lie there.
+mkdir /run/tmp && export TMPDIR=/run/tmp
 mkdir -p /dev/shm /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 mount -t devpts devpts /dev/pts
