@@ -6,15 +6,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use pegaflow_cache::client::{self, ClientSettings, session_socket};
-use pegaflow_cache::core::LookupMode;
 use pegaflow_cache::meta::{BlockKey, GroupId};
 use pegaflow_cache::node::{GroupLayout, NamespaceLayout, Node, NodeSettings};
 use pegaflow_cache::rpc::{Access, Listeners, serve};
+use pegaflow_cache::tier::SsdSettings;
 use pegaflow_mem::BlockShape;
 use pyo3::prelude::*;
 use tokio::sync::oneshot;
@@ -46,13 +45,25 @@ type Group = ((u32, u32, u32, u32), Vec<u32>);
 #[pymethods]
 impl Client {
     /// Starts a node in this process with a pool of `pool_bytes`, which listens at `path` for the engine's
-    /// other processes.
+    /// other processes. `ssd_path` and `ssd_bytes` are those of `pegaflow-server`.
     #[staticmethod]
-    fn embedded(py: Python<'_>, pool_bytes: u64, path: PathBuf) -> PyResult<Self> {
+    #[pyo3(signature = (pool_bytes, path, ssd_path="", ssd_bytes=0))]
+    fn embedded(
+        py: Python<'_>,
+        pool_bytes: u64,
+        path: PathBuf,
+        ssd_path: &str,
+        ssd_bytes: u64,
+    ) -> PyResult<Self> {
         py.detach(|| {
             let shared = Shared::new()?;
             let settings = NodeSettings {
                 pool_bytes,
+                ssd: SsdSettings {
+                    path: ssd_path.to_owned(),
+                    bytes: ssd_bytes,
+                    ..SsdSettings::default()
+                },
                 ..NodeSettings::default()
             };
             let node = Node::start(&settings).map_err(cache)?;
@@ -126,7 +137,8 @@ impl Client {
         }
     }
 
-    /// Starts to look for the longest prefix of `keys`. What is found is kept for `ttl_ms`.
+    /// Starts to look for the longest prefix of `keys`, and to fetch what of it is on SSD. What is found is kept for
+    /// `ttl_ms`.
     fn lookup(
         &self,
         py: Python<'_>,
@@ -146,22 +158,15 @@ impl Client {
             };
             slot.put(&shared, found).await;
         };
-        py.detach(|| self.start(ask));
+        py.detach(|| self.shared.start(ask));
         Ok(lookup)
     }
 
     /// Gives leases back. Never fails: a node that is away holds nothing.
     fn release(&self, py: Python<'_>, found: Vec<PyRef<'_, Found>>) {
         let leases = found.iter().filter_map(|found| found.lease.clone());
-        let leases: Vec<_> = leases.collect();
-        let shared = self.shared.clone();
-        let give_back = async move {
-            let Ok(client) = shared.client() else { return };
-            for lease in leases {
-                let _ = client.release(&lease).await;
-            }
-        };
-        py.detach(|| self.start(give_back));
+        let leases = leases.collect();
+        py.detach(|| self.shared.release(leases));
     }
 
     /// The copies of a rank for one group of the namespace, whose KV lies in memory of `device` as `layout` says.
@@ -193,6 +198,10 @@ impl Client {
             ("sealed", stats.sealed),
             ("evicted", stats.evicted),
             ("corrupt", stats.corrupt),
+            ("ssd_fetched", stats.ssd_fetched),
+            ("ssd_spilled", stats.ssd_spilled),
+            ("ssd_waiting", stats.ssd_waiting),
+            ("ssd_spilling_bytes", stats.ssd_spilling_bytes),
         ]
         .into())
     }
@@ -208,23 +217,6 @@ impl Client {
                 let _ = std::fs::remove_file(path);
             }
         });
-    }
-}
-
-impl Client {
-    /// Runs `work`: here as far as it goes without waiting (with a node in this process, to its end), the rest in the
-    /// background.
-    fn start(&self, work: impl Future<Output = ()> + Send + 'static) {
-        let mut work = Box::pin(work);
-        let runtime = self.shared.runtime();
-        let done = {
-            let _inside = runtime.enter();
-            let mut context = Context::from_waker(Waker::noop());
-            work.as_mut().poll(&mut context).is_ready()
-        };
-        if !done {
-            runtime.spawn(work);
-        }
     }
 }
 
@@ -260,8 +252,7 @@ async fn look_up(
     let handle = known.handle(shared).await?;
     let lookup = client::Lookup {
         lease: Some(Duration::from_millis(ttl_ms)),
-        mode: LookupMode::Prefix,
-        ..client::Lookup::prefix(handle, GroupId(0), keys)
+        ..client::Lookup::prefix(handle, GroupId(0), keys).with_ticket()
     };
     let found = shared.client()?.lookup(&lookup).await;
     shared.note(&found);

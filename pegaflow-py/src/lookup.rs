@@ -1,12 +1,15 @@
 // Copyright PegaFlow contributors.
 // SPDX-License-Identifier: Apache-2.0
 //! Lookups that a scheduler starts in one step and may read in another.
+//!
+//! A lookup asks the node once. Blocks that are on their way (from SSD, or saved by somebody this moment) it follows by
+//! its ticket, a word in shared memory; only when they are there it asks for their places.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
-use pegaflow_cache::client::{self, Lease};
+use pegaflow_cache::client::{self, Lease, TicketState};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -18,42 +21,55 @@ use crate::node::Shared;
 pub(crate) struct Lookup {
     shared: Arc<Shared>,
     slot: Arc<Slot>,
-    started: Instant,
 }
 
 #[pymethods]
 impl Lookup {
-    /// What was found, or None while the node has not answered; waits for at most `wait_us`. `patience_ms` after its
-    /// start a lookup that still has no answer has found nothing, and until it has one no other is waited for.
-    fn poll(&self, py: Python<'_>, wait_us: u64, patience_ms: u64) -> Option<Found> {
+    /// What was found, or None while that is not known; waits for the node's word for at most `wait_us`.
+    ///
+    /// A node that has not answered after `patience_ms` has found nothing, and until it has answered no other lookup is
+    /// waited for. Blocks that are on their way are given `fetch_ms` from the answer on, without being waited for here;
+    /// then what is there by then is what was found.
+    fn poll(&self, py: Python<'_>, wait_us: u64, patience_ms: u64, fetch_ms: u64) -> Option<Found> {
         let wait = Duration::from_micros(wait_us);
+        let fetch = Duration::from_millis(fetch_ms);
+        if self.slot.wants_claim(fetch) {
+            py.detach(|| self.claim());
+        }
         if let Some(found) = py.detach(|| self.slot.take(wait)) {
             return Some(found);
         }
-        if self.started.elapsed() < Duration::from_millis(patience_ms) {
-            return None;
-        }
-        self.slot.give_up(&self.shared);
-        Some(Found {
-            given_up: true,
-            ..Found::default()
-        })
+        self.slot
+            .give_up(&self.shared, Duration::from_millis(patience_ms))
     }
 
-    /// The answer is not wanted any more: its lease is given back when it comes.
-    fn cancel(&self) {
-        self.slot.state.lock().unwanted = true;
+    /// The answer is not wanted any more: its lease is given back, when it comes if it has not come.
+    fn cancel(&self, py: Python<'_>) {
+        if let Some(lease) = self.slot.cancel() {
+            py.detach(|| self.shared.release(vec![lease]));
+        }
     }
 }
 
 impl Lookup {
     /// A lookup whose answer `slot` gets.
     pub(crate) fn new(shared: Arc<Shared>, slot: Arc<Slot>) -> Self {
-        Self {
-            shared,
-            slot,
-            started: now(),
-        }
+        Self { shared, slot }
+    }
+
+    /// Asks for the places of blocks that came after the answer.
+    fn claim(&self) {
+        let (shared, slot) = (self.shared.clone(), self.slot.clone());
+        let Some(lease) = slot.begin_claim() else {
+            return;
+        };
+        self.shared.start(async move {
+            let found = match shared.client() {
+                Ok(client) => client.claim(&lease).await,
+                Err(error) => Err(error),
+            };
+            slot.put_claim(found);
+        });
     }
 }
 
@@ -67,6 +83,18 @@ pub(crate) struct Found {
     /// There was no answer in time.
     #[pyo3(get)]
     given_up: bool,
+    /// How many were there at once.
+    #[pyo3(get)]
+    at_once: usize,
+    /// How many of the others came from SSD.
+    #[pyo3(get)]
+    from_ssd: usize,
+    /// Microseconds until the node's answer.
+    #[pyo3(get)]
+    answer_us: u64,
+    /// Microseconds from then on until the others were there.
+    #[pyo3(get)]
+    fetch_us: u64,
 }
 
 #[pymethods]
@@ -90,50 +118,116 @@ impl Found {
     }
 }
 
+impl Found {
+    fn put(&mut self, blocks: &[pegaflow_cache::core::BlockRef]) {
+        self.places.clear();
+        self.generations.clear();
+        for block in blocks {
+            self.places.extend(block.place.to_bits().to_le_bytes());
+            self.generations.extend(block.generation.to_le_bytes());
+        }
+    }
+}
+
 impl From<client::Found> for Found {
     fn from(found: client::Found) -> Self {
         let mut out = Found {
+            at_once: found.blocks.len(),
             lease: found.lease,
             ..Found::default()
         };
-        for block in &found.blocks {
-            out.places.extend(block.place.to_bits().to_le_bytes());
-            out.generations.extend(block.generation.to_le_bytes());
-        }
+        out.put(&found.blocks);
         out
     }
 }
 
+/// Blocks on their way.
+#[derive(Debug)]
+struct Pending {
+    found: Found,
+    ticket: client::Ticket,
+    session: Arc<client::Session>,
+    fetching: usize,
+    since: Instant,
+}
+
+impl Pending {
+    /// How many blocks there are by now; none once the lease or the node is gone.
+    fn ready(&self) -> (Option<u32>, bool) {
+        match self.ticket.poll() {
+            TicketState::Waiting { ready } if self.session.is_open() => (Some(ready), false),
+            TicketState::Done { ready } => (Some(ready), true),
+            TicketState::Waiting { .. } | TicketState::Gone => (None, true),
+        }
+    }
+
+    /// With the blocks that came meanwhile, if the node has said which.
+    fn end(mut self, claimed: pegaflow_cache::Result<client::Found>) -> Found {
+        if let Ok(claimed) = claimed {
+            self.found.put(&claimed.blocks);
+            let gained = claimed.blocks.len().saturating_sub(self.found.at_once);
+            self.found.from_ssd = gained.min(self.fetching);
+        }
+        self.found.fetch_us = micros(self.since);
+        self.found
+    }
+}
+
 #[derive(Debug, Default)]
+enum Stage {
+    #[default]
+    Asked,
+    Pending(Box<Pending>),
+    Claiming(Box<Pending>),
+    Answered(Found),
+    /// Taken, or not wanted any more.
+    Over,
+}
+
+#[derive(Debug)]
 struct State {
-    found: Option<Found>,
-    unwanted: bool,
+    stage: Stage,
+    /// When the node was asked last.
+    asked: Instant,
     /// Counted among those that the node owes an answer.
     late: bool,
     answered: bool,
 }
 
 /// Where an answer arrives.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Slot {
     state: Mutex<State>,
     came: Condvar,
 }
 
+impl Default for Slot {
+    fn default() -> Self {
+        Self {
+            state: Mutex::new(State {
+                stage: Stage::Asked,
+                asked: now(),
+                late: false,
+                answered: false,
+            }),
+            came: Condvar::new(),
+        }
+    }
+}
+
 impl Slot {
     /// The answer has come. A node that does not answer has nothing.
     pub(crate) async fn put(&self, shared: &Shared, found: pegaflow_cache::Result<client::Found>) {
-        let found = found.map_or_else(|_| Found::default(), Found::from);
         let unwanted = {
             let mut state = self.state.lock();
             state.answered = true;
             if state.late {
                 shared.end_late();
             }
-            if state.unwanted {
-                found.lease
+            if matches!(state.stage, Stage::Over) {
+                found.ok().and_then(|found| found.lease)
             } else {
-                state.found = Some(found);
+                state.stage = Stage::of(found, micros(state.asked));
                 self.came.notify_all();
                 None
             }
@@ -143,22 +237,152 @@ impl Slot {
         }
     }
 
-    fn take(&self, wait: Duration) -> Option<Found> {
+    /// Whether blocks that were on their way are there, or `fetch` is over and some are.
+    fn wants_claim(&self, fetch: Duration) -> bool {
         let mut state = self.state.lock();
-        if state.found.is_none() && !wait.is_zero() {
-            self.came.wait_for(&mut state, wait);
+        let Stage::Pending(pending) = &state.stage else {
+            return false;
+        };
+        match pending.ready() {
+            (Some(_), false) if pending.since.elapsed() < fetch => false,
+            (Some(ready), _) if ready as usize > pending.found.at_once => true,
+            (Some(_), _) => {
+                state.end_pending();
+                false
+            }
+            (None, _) => {
+                state.stage = Stage::Answered(Found::default());
+                false
+            }
         }
-        state.found.take()
     }
 
-    fn give_up(&self, shared: &Shared) {
+    fn begin_claim(&self) -> Option<Lease> {
         let mut state = self.state.lock();
-        state.unwanted = true;
-        if !state.answered && !state.late {
-            state.late = true;
-            shared.add_late();
+        match std::mem::take(&mut state.stage) {
+            Stage::Pending(pending) => {
+                let lease = pending.found.lease.clone();
+                state.stage = Stage::Claiming(pending);
+                state.asked = now();
+                lease
+            }
+            other => {
+                state.stage = other;
+                None
+            }
         }
     }
+
+    fn put_claim(&self, claimed: pegaflow_cache::Result<client::Found>) {
+        let mut state = self.state.lock();
+        state.stage = match std::mem::take(&mut state.stage) {
+            Stage::Claiming(pending) => Stage::Answered(pending.end(claimed)),
+            other => other,
+        };
+        self.came.notify_all();
+    }
+
+    fn take(&self, wait: Duration) -> Option<Found> {
+        let mut state = self.state.lock();
+        let asks = matches!(state.stage, Stage::Asked | Stage::Claiming(_));
+        if asks && !wait.is_zero() {
+            self.came.wait_for(&mut state, wait);
+        }
+        match std::mem::take(&mut state.stage) {
+            Stage::Answered(found) => {
+                state.stage = Stage::Over;
+                Some(found)
+            }
+            other => {
+                state.stage = other;
+                None
+            }
+        }
+    }
+
+    /// What counts as found if the node has been silent for `patience`.
+    fn give_up(&self, shared: &Shared, patience: Duration) -> Option<Found> {
+        let mut state = self.state.lock();
+        if state.asked.elapsed() < patience {
+            return None;
+        }
+        match std::mem::take(&mut state.stage) {
+            Stage::Asked => {
+                state.late = true;
+                shared.add_late();
+                state.stage = Stage::Over;
+                Some(Found {
+                    given_up: true,
+                    answer_us: micros(state.asked),
+                    ..Found::default()
+                })
+            }
+            // What was there at once is pinned.
+            Stage::Claiming(pending) => {
+                state.stage = Stage::Over;
+                Some(pending.found)
+            }
+            other => {
+                state.stage = other;
+                None
+            }
+        }
+    }
+
+    /// The lease to give back, if one has come.
+    fn cancel(&self) -> Option<Lease> {
+        let mut state = self.state.lock();
+        match std::mem::replace(&mut state.stage, Stage::Over) {
+            Stage::Pending(pending) | Stage::Claiming(pending) => pending.found.lease,
+            Stage::Answered(found) => found.lease,
+            Stage::Asked | Stage::Over => None,
+        }
+    }
+}
+
+impl State {
+    /// Nothing came of what was on its way, or nothing more is waited for.
+    fn end_pending(&mut self) {
+        self.stage = match std::mem::take(&mut self.stage) {
+            Stage::Pending(pending) => {
+                let mut found = pending.found;
+                found.fetch_us = micros(pending.since);
+                Stage::Answered(found)
+            }
+            other => other,
+        };
+    }
+}
+
+impl Stage {
+    fn of(found: pegaflow_cache::Result<client::Found>, answer_us: u64) -> Self {
+        let Ok(answer) = found else {
+            return Stage::Answered(Found {
+                answer_us,
+                ..Found::default()
+            });
+        };
+        let (ticket, session) = (answer.ticket.clone(), answer.session.clone());
+        let fetching = answer.fetching as usize;
+        let found = Found {
+            answer_us,
+            ..Found::from(answer)
+        };
+        match ticket.filter(|_| found.lease.is_some()) {
+            Some(ticket) => Stage::Pending(Box::new(Pending {
+                found,
+                ticket,
+                session,
+                fetching,
+                since: now(),
+            })),
+            None => Stage::Answered(found),
+        }
+    }
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 #[expect(

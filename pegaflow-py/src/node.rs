@@ -6,10 +6,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pegaflow_cache::client::{Client, ClientSettings, Status};
+use pegaflow_cache::client::{Client, ClientSettings, Lease, Status};
 use pegaflow_cache::{Error, ErrorKind};
 use pyo3::prelude::*;
 use tokio::runtime::Runtime;
@@ -51,6 +52,32 @@ impl Shared {
 
     pub(crate) fn runtime(&self) -> &Runtime {
         self.runtime.as_ref().expect("there until it is dropped")
+    }
+
+    /// Runs `work`: here as far as it goes without waiting (with a node in this process, to its end), the rest in the
+    /// background.
+    pub(crate) fn start(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut work = Box::pin(work);
+        let runtime = self.runtime();
+        let done = {
+            let _inside = runtime.enter();
+            let mut context = Context::from_waker(Waker::noop());
+            work.as_mut().poll(&mut context).is_ready()
+        };
+        if !done {
+            runtime.spawn(work);
+        }
+    }
+
+    /// Gives leases back. A node that is away holds nothing.
+    pub(crate) fn release(self: &Arc<Self>, leases: Vec<Lease>) {
+        let shared = self.clone();
+        self.start(async move {
+            let Ok(client) = shared.client() else { return };
+            for lease in leases {
+                let _ = client.release(&lease).await;
+            }
+        });
     }
 
     /// Uses a client from now on.

@@ -1,12 +1,15 @@
 # Copyright PegaFlow contributors.
 # SPDX-License-Identifier: Apache-2.0
-"""An engine in a process of its own, beside another: `beside.py MODEL SOCKET`. Says what it answered as JSON."""
+"""An engine in a process of its own: `beside.py MODEL SETTINGS`, settings of the connector as JSON.
+
+Says what it answered as JSON.
+"""
 
 import json
 import sys
 
 import conftest  # noqa: F401, sets the environment
-from harness import Answers, Spy, engine, settle
+from harness import Answers, Spy, engine, spilled
 
 
 class _Forever:
@@ -16,9 +19,9 @@ class _Forever:
 
 
 if __name__ == "__main__":
-    folder, socket = sys.argv[1:]
+    folder, extra = sys.argv[1:]
     Spy(_Forever())
-    llm = engine(folder, {"endpoint": socket})
+    llm = engine(folder, json.loads(extra))
     answers = Answers(llm)
-    settle(llm)
+    spilled(llm)
     print(json.dumps({"tokens": answers.tokens, "cached": answers.cached}))

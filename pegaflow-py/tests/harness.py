@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import array
 import hashlib
+import json
 import os
 import pathlib
+import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import torch
@@ -56,6 +59,12 @@ def engine(folder: str, extra: dict | None, **changes) -> vllm.LLM:
     return vllm.LLM(**{**settings, **transfer, **changes})
 
 
+def engine_beside(folder: str, extra: dict) -> subprocess.Popen:
+    """An engine in a process of its own, which answers `PROMPTS` and says what it answered as JSON."""
+    script = str(pathlib.Path(__file__).with_name("beside.py"))
+    return subprocess.Popen([sys.executable, script, folder, json.dumps(extra)], stdout=subprocess.PIPE, text=True)
+
+
 def close() -> None:
     """Ends the connector's worker side, as the end of the engine does."""
     kv_transfer_state._KV_CONNECTOR_AGENT.shutdown()
@@ -78,16 +87,26 @@ def settle(llm: vllm.LLM, patience: float = 20.0) -> dict[str, int]:
     """Waits until all saves are over and no lease is held; the node's counters then."""
     scheduler = scheduler_of(llm)
     rest(llm)
+    scheduler._client.release(scheduler._unneeded)
+    scheduler._unneeded = []
+    return node_says(llm, lambda stats: stats["leases"] == 0, patience)
+
+
+def node_says(llm: vllm.LLM, enough, patience: float = 20.0) -> dict[str, int]:
+    """Asks the node, one question after the other, until its counters are `enough`."""
+    client = scheduler_of(llm)._client
     until = time.monotonic() + patience
-    while time.monotonic() < until:
-        if scheduler._unneeded:
-            scheduler._client.release(scheduler._unneeded)
-            scheduler._unneeded = []
-        stats = scheduler._client.stats()
-        if stats["leases"] == 0:
+    while True:
+        stats = client.stats()
+        if enough(stats):
             return stats
-        time.sleep(0.01)
-    raise TimeoutError("leases are still held")
+        assert time.monotonic() < until, stats
+
+
+def spilled(llm: vllm.LLM) -> dict[str, int]:
+    """Waits until all that is saved is on SSD too."""
+    settle(llm)
+    return node_says(llm, lambda stats: not stats["ssd_waiting"] and not stats["ssd_spilling_bytes"])
 
 
 def forget(llm: vllm.LLM) -> None:
@@ -195,25 +214,24 @@ def places(packed: bytes) -> list[int]:
 class Server:
     """A `pegaflow-server` with a pool that outlives it."""
 
-    def __init__(self, folder: pathlib.Path, pool_bytes: int = 256 << 20):
+    def __init__(self, folder: pathlib.Path, *arguments: str, pool_bytes: int = 256 << 20):
         self.socket = str(folder / "node.sock")
         self.pool = folder / "pool"
-        self._folder, self._pool_bytes, self._process = folder, pool_bytes, None
+        self._folder, self._pool_bytes, self._arguments = folder, pool_bytes, arguments
         self.start()
 
     def start(self) -> None:
-        ready = self._folder / "ready"
-        ready.unlink(missing_ok=True)
         program = os.environ.get("PEGAFLOW_SERVER") or shutil.which("pegaflow-server")
         assert program, "pegaflow-server is not on the PATH: the wheel brings it"
+        said, ready = os.pipe()
         command = [program, "--socket", self.socket, "--pool-dir", str(self.pool), "--http", "127.0.0.1:0"]
-        command += ["--pool-bytes", str(self._pool_bytes), "--ready-file", str(ready)]
+        command += ["--pool-bytes", str(self._pool_bytes), "--ready-file", f"/dev/fd/{ready}", *self._arguments]
         with open(self._folder / "server.log", "ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        until = time.monotonic() + 30
-        while not ready.exists():
-            assert self._process.poll() is None and time.monotonic() < until, "the server does not start"
-            time.sleep(0.01)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, pass_fds=[ready])
+        os.close(ready)
+        with open(said, encoding="utf-8") as pipe:
+            assert select.select([pipe], [], [], 30)[0], "the server does not start in time"
+            assert pipe.readline(), "the server ended: " + (self._folder / "server.log").read_text()
 
     def kill(self) -> None:
         self._process.kill()

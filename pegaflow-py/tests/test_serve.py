@@ -12,8 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-import urllib.error
+import threading
 import urllib.request
 
 import pytest
@@ -34,12 +33,13 @@ def test_the_line_of_the_readme_serves(folder, tmp_path):
         port = free.getsockname()[1]
     command += [*SMALL.split(), "--port", str(port)]
     environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
-    log = tmp_path / "serve.log"
-    with open(log, "wb") as out:
-        serving = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+    serving = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    said = Said(serving)
     try:
         at = f"http://127.0.0.1:{port}"
-        wait_for(at + "/health", serving, log)
+        said.wait_for("Application startup complete", 400)
         prompt = {
             "model": folder,
             "prompt": [(i * 37) % 500 + 3 for i in range(200)],
@@ -51,7 +51,7 @@ def test_the_line_of_the_readme_serves(folder, tmp_path):
         metrics = ask(at + "/metrics")
         saved = [line for line in metrics.splitlines() if line.startswith("vllm:pegaflow_saved_blocks_total")]
         assert saved and float(saved[0].split()[-1]) > 0, saved
-        assert "PegaFlow: node inside this engine with" in log.read_text(errors="replace")
+        said.wait_for("PegaFlow: node inside this engine with", 0)
     finally:
         os.killpg(serving.pid, signal.SIGTERM)
         try:
@@ -68,12 +68,27 @@ def ask(url: str, body: dict | None = None):
     return said if body is None else json.loads(said)
 
 
-def wait_for(url: str, serving: subprocess.Popen, log: pathlib.Path) -> None:
-    until = time.monotonic() + 400
-    while True:
-        assert serving.poll() is None and time.monotonic() < until, log.read_text(errors="replace")[-3000:]
-        try:
-            ask(url)
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
+class Said:
+    """What a program prints, as it prints it."""
+
+    def __init__(self, program: subprocess.Popen):
+        self._lines: list[str] = []
+        self._more, self._ended = threading.Condition(), False
+        threading.Thread(target=self._read, args=(program.stdout,), daemon=True).start()
+
+    def _read(self, stream) -> None:
+        for line in stream:
+            with self._more:
+                self._lines.append(line)
+                self._more.notify_all()
+        with self._more:
+            self._ended = True
+            self._more.notify_all()
+
+    def _has(self, words: str) -> bool:
+        return any(words in line for line in self._lines)
+
+    def wait_for(self, words: str, seconds: float) -> None:
+        with self._more:
+            self._more.wait_for(lambda: self._ended or self._has(words), seconds)
+            assert self._has(words), "".join(self._lines[-40:])

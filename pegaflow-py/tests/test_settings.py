@@ -18,6 +18,8 @@ from pegaflow.vllm.settings import Mode, Settings, SettingsError, default_pool_b
         ({"rpc_timeout_ms": 0}, ["must be 1 to"]),
         ({"endpoint": 7}, ["must be a string"]),
         ({"weights_fingerprint": "ab"}, ["64"]),
+        ({"endpoint": "/x", "ssd_path": "/y"}, ["--ssd-path"]),
+        ({"ssd_bytes": 1}, ["must be"]),
     ],
 )
 def test_refused(extra, words):

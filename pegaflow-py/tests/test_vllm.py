@@ -5,15 +5,24 @@
 from __future__ import annotations
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
 vllm = pytest.importorskip("vllm", reason="needs vLLM: see the package's README")
 
-from harness import BLOCK, COMMON, PROMPTS, SAMPLING, Answers, close, engine, forget, scheduler_of, settle
+from harness import (
+    BLOCK,
+    COMMON,
+    PROMPTS,
+    SAMPLING,
+    Answers,
+    close,
+    engine,
+    engine_beside,
+    forget,
+    scheduler_of,
+    settle,
+)
 
 POOL = {"pool_bytes": "256MiB"}
 
@@ -53,8 +62,7 @@ def test_two_engines_share_a_server(folder, plain, spy, server):
     llm = engine(folder, {"endpoint": server.socket})
     Answers(llm, PROMPTS[:2])
     settle(llm)
-    script = str(pathlib.Path(__file__).with_name("beside.py"))
-    beside = subprocess.Popen([sys.executable, script, folder, server.socket], stdout=subprocess.PIPE, text=True)
+    beside = engine_beside(folder, {"endpoint": server.socket})
     while beside.poll() is None:
         forget(llm)
         assert Answers(llm, PROMPTS[:2]).tokens == plain[0].tokens[:2]

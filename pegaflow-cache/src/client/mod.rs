@@ -363,6 +363,7 @@ fn found(session: &Arc<Session>, reply: pb::LookupReply) -> Result<Found> {
         lease: lease_of(session, reply.lease),
         blocks: block_refs(&reply.places, &reply.generations, &reply.positions)?,
         pending: reply.pending,
+        fetching: reply.fetching,
         ticket,
         session: session.clone(),
     })

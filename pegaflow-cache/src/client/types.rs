@@ -119,6 +119,8 @@ pub struct Found {
     pub blocks: Vec<BlockRef>,
     /// Further ones that are being written.
     pub pending: u32,
+    /// How many of these come from SSD.
+    pub fetching: u32,
     /// Tells how far these are.
     pub ticket: Option<Ticket>,
     /// The session that answered.

@@ -72,6 +72,8 @@ pub struct Refs<'a> {
     pub blocks: &'a [BlockRef],
     /// Further ones that are being written.
     pub pending: u32,
+    /// How many of these come from SSD.
+    pub fetching: u32,
     /// Tells how far these are.
     pub ticket: Option<TicketId>,
 }
@@ -135,12 +137,7 @@ impl Node {
                 state.drop_ticket(ticket);
                 return Err(error.into());
             }
-            if let Some(tier) = state.tier.clone().filter(|_| ticket.is_some())
-                && let Err(error) = tier.extend(state, now, session, &request)
-            {
-                // The lookup stands without what is on SSD.
-                tracing::debug!(%error, session = session.0, "a lookup goes without SSD");
-            }
+            let fetching = state.fetch_rest(now, session, &request);
             let ticket = state.keep_ticket(ticket);
             state.trace_lookup(session, call.keys.len());
             let reply = &state.lookup;
@@ -148,6 +145,7 @@ impl Node {
                 lease: reply.lease,
                 blocks: &reply.blocks,
                 pending: reply.pending,
+                fetching,
                 ticket,
             }))
         })
@@ -192,6 +190,7 @@ impl Node {
                 lease: Some(lease),
                 blocks: &lookup.blocks,
                 pending: 0,
+                fetching: 0,
                 ticket: None,
             }))
         })
@@ -374,6 +373,7 @@ impl Node {
             let mut all = Counters::default();
             state.core.counters().for_each(|(_, one)| all += *one);
             let stats = state.core.stats();
+            let ssd = state.tier.as_ref().map(|tier| tier.stats());
             pb::StatsReply {
                 blocks: stats.sealed_blocks,
                 capacity_bytes: stats.capacity_bytes,
@@ -392,6 +392,10 @@ impl Node {
                 recovered: state.recovered,
                 dropped_unsealed: state.dropped_unsealed,
                 metadata_bytes: stats.metadata_bytes,
+                ssd_fetched: ssd.as_ref().map_or(0, |ssd| ssd.fetched_blocks),
+                ssd_spilled: ssd.as_ref().map_or(0, |ssd| ssd.spilled_blocks),
+                ssd_waiting: ssd.as_ref().map_or(0, |ssd| ssd.spill_waiting_blocks),
+                ssd_spilling_bytes: ssd.as_ref().map_or(0, |ssd| ssd.spilling_bytes),
             }
         })
     }
@@ -424,6 +428,20 @@ fn same_stages(known: &NamespaceLayout, new: &NamespaceLayout) -> Result<()> {
 }
 
 impl State {
+    /// Begins to fetch what a lookup that was just made lacks and SSD has; how many of the blocks it waits for
+    /// come from there.
+    fn fetch_rest(&mut self, now: Now, session: SessionId, request: &LookupRequest<'_>) -> u32 {
+        let Some(tier) = self.tier.clone().filter(|_| request.ticket.is_some()) else {
+            return 0;
+        };
+        tier.extend(self, now, session, request)
+            .unwrap_or_else(|error| {
+                // The lookup stands without what is on SSD.
+                tracing::debug!(%error, session = session.0, "a lookup goes without SSD");
+                0
+            })
+    }
+
     fn check_records_fit(&mut self, layout: &NamespaceLayout) -> Result<()> {
         for group in &layout.groups {
             group.validate()?;

@@ -175,6 +175,7 @@ fn found(refs: Refs<'_>, mode: LookupMode) -> pb::LookupReply {
         lease: refs.lease.map_or(0, |lease| lease.0),
         ready: refs.blocks.len() as u32,
         pending: refs.pending,
+        fetching: refs.fetching,
         places,
         generations,
         ticket: refs.ticket.map(ticket),

@@ -117,10 +117,10 @@ impl Fetches {
         id
     }
 
-    /// The lookup behind `ticket` waits for those of `keys` that are under way.
-    pub fn want(&mut self, ticket: TicketId, keys: &[BlockKey]) {
+    /// The lookup behind `ticket` waits for those of `keys` that are under way; how many these are.
+    pub fn want(&mut self, ticket: TicketId, keys: &[BlockKey]) -> u32 {
         if self.table.is_empty() {
-            return;
+            return 0;
         }
         let ids = keys.iter().filter_map(|key| self.by_key.get(key).copied());
         let ids: Vec<_> = ids.collect();
@@ -129,9 +129,11 @@ impl Fetches {
                 fetch.wanted += 1;
             }
         }
-        if !ids.is_empty() {
+        let count = ids.len() as u32;
+        if count > 0 {
             self.wants.entry(ticket).or_default().extend(ids);
         }
+        count
     }
 
     /// The lookup behind `ticket` waits no more. Pushes what nobody else waits for.
@@ -216,7 +218,7 @@ mod tests {
     fn a_thousand_lookups_cause_one_fetch_and_the_last_takes_it_back() {
         let mut fetches = Fetches::default();
         let id = fetches.begin(job(1));
-        (0..1000).for_each(|n| fetches.want(TicketId(n), &keys(&[1, 9])));
+        assert!((0..1000).all(|n| fetches.want(TicketId(n), &keys(&[1, 9])) == 1));
         assert_eq!(fetches.take(), Some((id, job(1))));
         assert_eq!(fetches.take(), None);
         let mut out = vec![];
@@ -273,7 +275,9 @@ mod tests {
                         under_way.insert(fetches.begin(job(key)), (key, false));
                     }
                     Op::Begin(_) => {}
-                    Op::Want(ticket, wanted) => fetches.want(TicketId(ticket), &keys(&wanted)),
+                    Op::Want(ticket, wanted) => {
+                        fetches.want(TicketId(ticket), &keys(&wanted));
+                    }
                     Op::Unwant(ticket) => {
                         fetches.unwant(TicketId(ticket), &mut out);
                         for back in out.drain(..) {

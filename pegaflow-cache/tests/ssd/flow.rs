@@ -38,6 +38,13 @@ async fn one_lookup_takes_from_both_tiers() {
     let before = rig.stats().fetched_blocks;
     let found = rig.look(&rig.keys(0, 24)).await;
     assert_eq!((found.blocks.len(), found.pending), (10, 14));
+    assert_eq!(found.fetching, 14);
+    let also = rig.look(&rig.keys(0, 24)).await;
+    assert_eq!(
+        also.fetching, also.pending,
+        "who comes later waits for the same"
+    );
+    let _ = rig.client.release(&also.lease.expect("pinned")).await;
     let found = rig.wait(found).await;
     assert_eq!(found.blocks.len(), 24);
     assert_eq!(rig.stats().fetched_blocks - before, 14);

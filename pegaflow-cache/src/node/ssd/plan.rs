@@ -22,37 +22,38 @@ const CHUNK: usize = 64;
 
 impl Tier {
     /// Extends a lookup that was just made, and has a ticket, by blocks on SSD: their fetch is begun
-    /// and the ticket follows it.
+    /// and the ticket follows it. How many of the blocks that it waits for come from SSD.
     pub(in crate::node) fn extend(
         &self,
         state: &mut State,
         now: Now,
         session: SessionId,
         request: &LookupRequest<'_>,
-    ) -> Result<()> {
+    ) -> Result<u32> {
         let Some(ticket) = request.ticket else {
-            return Ok(());
+            return Ok(0);
         };
         let ready = state.lookup.blocks.len();
         let known = ready + state.lookup.pending as usize;
+        let mut fetching = 0;
         if known > ready {
-            let mut fetching = self.fetches.lock();
-            fetching.fetches.want(ticket, &request.keys[ready..known]);
+            let fetches = &mut self.fetches.lock().fetches;
+            fetching = fetches.want(ticket, &request.keys[ready..known]);
         }
         if known == request.keys.len() || self.breaker.lock().is_open(now) {
-            return Ok(());
+            return Ok(fetching);
         }
         let places = self.locate(state, request, known)?;
         let Some(plan) = self.plan(state, request, &places) else {
-            return Ok(());
+            return Ok(fetching);
         };
         let more = self.begin(state, now, request, known, &plan)?;
         let State { core, lookup, .. } = state;
         core.follow_on(now, session, request, more, lookup)?;
         let followed = &request.keys[known..][..more as usize];
-        self.fetches.lock().fetches.want(ticket, followed);
+        fetching += self.fetches.lock().fetches.want(ticket, followed);
         self.reader.ring();
-        Ok(())
+        Ok(fetching)
     }
 
     /// Where the blocks from key `known` on are, as far as there is no gap.

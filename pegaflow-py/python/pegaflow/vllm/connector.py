@@ -155,6 +155,15 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._scheduler is not None
         self._scheduler.allocated(request, blocks, num_external_tokens)
 
+    def get_external_cache_hit_sources(self, request: Request, num_external_tokens: int) -> dict[Any, int]:
+        # Engines that ask this have the module.
+        from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+        assert self._scheduler is not None
+        disk = min(self._scheduler.loaded_from_ssd(request.request_id), num_external_tokens)
+        tokens = {CacheHitSource.HOST: num_external_tokens - disk, CacheHitSource.DISK: disk}
+        return {source: count for source, count in tokens.items() if count}
+
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> StepMeta:
         assert self._scheduler is not None
         return self._scheduler.step(scheduler_output)

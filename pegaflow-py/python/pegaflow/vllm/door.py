@@ -57,7 +57,10 @@ def _open(settings: Settings, engine_id: str, hosts: bool) -> _native.Client:
         return _native.Client.connect(path, settings.rpc_timeout_ms, _SIBLING_WAIT_MS)
     pool_bytes = settings.pool_bytes or default_pool_bytes()
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    opened = _native.Client.embedded(pool_bytes, path)
+    opened = _native.Client.embedded(pool_bytes, path, settings.ssd_path or "", settings.ssd_bytes)
     why = "as set" if settings.pool_bytes else "half of what is free; pool_bytes changes it"
-    logger.warning("PegaFlow: node inside this engine with %.1f GiB of host memory (%s)", pool_bytes / (1 << 30), why)
+    ssd = f", SSD at {settings.ssd_path}" if settings.ssd_path else ""
+    logger.warning(
+        "PegaFlow: node inside this engine with %.1f GiB of host memory (%s)%s", pool_bytes / (1 << 30), why, ssd
+    )
     return opened

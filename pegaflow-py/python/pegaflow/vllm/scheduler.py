@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scheduler's side: which blocks of a request are in the cache, and which to save.
 
-Waits for the node only for a lookup, and over all requests of a step no longer than `lookup_step_us`. Never raises
-for it: a node that is slow, full or gone is a miss.
+Waits for the node only for a lookup, and over all requests of a step no longer than `lookup_step_us`. Blocks on their
+way from SSD are asked for in later steps, without a call to the node, until they are there or `fetch_wait_ms` is over.
+Never raises for the node: one that is slow, full or gone is a miss.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class _Request:
     found_at: float = 0.0
     first: int = 0
     """The first block to load; those before are in the engine."""
+    loaded_from_ssd: int = 0
+    """Of the blocks to load, those that came from SSD."""
     background: bool = False
     blocks: list[int] = dataclasses.field(default_factory=list)
     saved: int = 0
@@ -60,6 +63,8 @@ class Scheduler:
 
     def __init__(self, settings: Settings, client: _native.Client, block_tokens: int, delays_frees: bool) -> None:
         self._settings = settings
+        # What is there at once is pinned no longer than that.
+        self._fetch_wait_ms = min(settings.fetch_wait_ms, settings.lease_ttl_ms // 2)
         self._client = client
         self._block_tokens = block_tokens
         self._delays_frees = delays_frees
@@ -131,6 +136,7 @@ class Scheduler:
         """The engine gave the request its blocks; `external_tokens` of them are to be loaded."""
         state = self._state(request)
         found, state.found, state.lookup = state.found, None, None
+        state.loaded_from_ssd = 0
         if found is None:
             return
         state.saved = max(state.saved, found.ready)
@@ -139,6 +145,8 @@ class Scheduler:
             self._unneeded.append(found)
             return
         first, end = state.first, state.first + count
+        # What came later lies behind what was there at once.
+        state.loaded_from_ssd = min(found.from_ssd, max(0, end - max(first, found.at_once)))
         load = Load(
             request=request.request_id,
             keys=state.keys[first * KEY_BYTES : end * KEY_BYTES],
@@ -150,6 +158,11 @@ class Scheduler:
         if not state.background:
             self._inline_bytes += count * self._block_bytes
         self._loads[request.request_id] = (load, found)
+
+    def loaded_from_ssd(self, request_id: str) -> int:
+        """Tokens of what the request is about to load that came from SSD."""
+        state = self._requests.get(request_id)
+        return state.loaded_from_ssd * self._block_tokens if state is not None else 0
 
     def step(self, output: SchedulerOutput) -> StepMeta:
         """The work of this step."""
@@ -251,15 +264,23 @@ class Scheduler:
                 state.lookup = self._client.lookup(self._namespace, keys, self._settings.lease_ttl_ms)
             started = time.perf_counter_ns()
             left = max(0, self._settings.lookup_step_us - self._waited_us)
-            state.found = state.lookup.poll(left, self._settings.lookup_wait_ms)
+            state.found = state.lookup.poll(left, self._settings.lookup_wait_ms, self._fetch_wait_ms)
             self._waited_us += (time.perf_counter_ns() - started) // 1000
             state.found_at = time.monotonic()
             if state.found is not None:
-                self._stats.data["lookups"] += 1
-                self._stats.data["asked_blocks"] += last
-                self._stats.data["found_blocks"] += state.found.ready
-                self._stats.data["lookup_timeouts"] += state.found.given_up
+                self._count(state.found, last)
         return state.found
+
+    def _count(self, found: _native.Found, asked: int) -> None:
+        data = self._stats.data
+        data["lookups"] += 1
+        data["lookup_timeouts"] += found.given_up
+        data["lookup_us"] += found.answer_us
+        data["asked_blocks"] += asked
+        data["found_blocks"] += found.ready
+        data["found_ssd_blocks"] += found.from_ssd
+        data["fetches"] += found.fetch_us > 0
+        data["fetch_us"] += found.fetch_us
 
     def _follow(self, output: SchedulerOutput, meta: StepMeta) -> None:
         """Keeps up with the blocks of scheduled requests; plans saves of those that are full."""

@@ -44,6 +44,11 @@ class Settings:
     """Unix socket of a running `pegaflow-server`. None: a node inside this engine."""
     pool_bytes: int | None = None
     """Bytes of host memory for the node inside this engine. None: half of what is available, at most 64 GiB."""
+    ssd_path: str | None = None
+    """Files or block devices, separated by commas, that keep blocks of the node inside this engine for which its memory
+    has no room. None: no SSD."""
+    ssd_bytes: int = 64 << 30
+    """Bytes of each file of `ssd_path` that has to be made."""
     tenant: str = "default"
     """Whose quota the blocks count against."""
     tenant_salt: str = ""
@@ -56,6 +61,9 @@ class Settings:
     """How long one request may wait, over scheduler steps, for its lookup; then it is a miss."""
     lookup_step_us: int = 500
     """How long one scheduler step may wait for lookups; those without an answer are asked for again in the next."""
+    fetch_wait_ms: int = 1000
+    """How long one request may wait, over scheduler steps, for blocks that are on their way from SSD or being saved;
+    then it takes those that are there."""
     inline_load_bytes_max: int = 2 << 30
     """Bytes that a rank loads within one step, layer by layer under the forward. What is beyond is loaded beside the
     steps, and its requests join when it is there."""
@@ -80,15 +88,22 @@ class Settings:
                 known = ", ".join(sorted(fields))
                 raise SettingsError(f"kv_connector_extra_config: unknown key {key!r}.{hint} Known keys: {known}.")
             values[key] = _check(key, value)
+        if values.get("endpoint") is not None and values.get("ssd_path") is not None:
+            raise SettingsError(
+                "kv_connector_extra_config: ssd_path is for a node inside the engine; the server at endpoint has its "
+                "own --ssd-path"
+            )
         return Settings(**values)
 
 
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _RANGES = {
     "pool_bytes": (16 << 20, 1 << 50),
+    "ssd_bytes": (32 << 20, 1 << 50),
     "rpc_timeout_ms": (1, 600_000),
     "lookup_wait_ms": (0, 60_000),
     "lookup_step_us": (0, 1_000_000),
+    "fetch_wait_ms": (0, 600_000),
     "inline_load_bytes_max": (0, 1 << 50),
     "lease_ttl_ms": (100, 3_600_000),
     "copy_threads": (1, 64),
@@ -108,7 +123,7 @@ def _check(key: str, value: Any) -> Any:
         if not isinstance(value, str) or len(value) != 64 or not all(c in "0123456789abcdef" for c in value):
             raise SettingsError("kv_connector_extra_config: weights_fingerprint must be 64 lower-case hex digits.")
         return value
-    if value is None and key in ("endpoint",):
+    if value is None and key in ("endpoint", "ssd_path"):
         return None
     if not isinstance(value, str):
         raise SettingsError(f"kv_connector_extra_config: {key} is {value!r}, must be a string.")

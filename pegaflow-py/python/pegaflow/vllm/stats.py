@@ -15,6 +15,10 @@ COUNTERS = {
     "lookup_timeouts": "Lookups that had no answer in time and counted as misses",
     "asked_blocks": "Blocks that lookups asked for",
     "found_blocks": "Blocks that lookups found",
+    "found_ssd_blocks": "Of these, blocks that came from SSD",
+    "lookup_us": "Microseconds until the node answered lookups",
+    "fetches": "Lookups that waited for blocks on their way from SSD or being saved",
+    "fetch_us": "Microseconds that these waited",
     "loaded_blocks": "Blocks loaded and proven, summed over ranks",
     "failed_blocks": "Blocks that could not be loaded as they were saved, and were computed",
     "saved_blocks": "Blocks saved, summed over ranks",
@@ -49,7 +53,13 @@ class PegaFlowStats(KVConnectorStats):
         asked = self.data["asked_blocks"]
         shown = ("found_blocks", "loaded_blocks", "failed_blocks", "saved_blocks", "refused_blocks")
         short: dict[str, int | float] = {name.replace("_", " "): self.data[name] for name in shown}
-        return {"hit rate %": round(100 * self.data["found_blocks"] / asked, 1) if asked else 0.0} | short
+        fetches = self.data["fetches"]
+        rates: dict[str, int | float] = {
+            "hit rate %": round(100 * self.data["found_blocks"] / asked, 1) if asked else 0.0,
+            "from SSD %": round(100 * self.data["found_ssd_blocks"] / asked, 1) if asked else 0.0,
+            "fetch ms": round(self.data["fetch_us"] / fetches / 1000, 1) if fetches else 0.0,
+        }
+        return rates | short
 
     def is_empty(self) -> bool:
         return not any(self.data.values())
