@@ -90,7 +90,7 @@ def open_rank(folder: str, blocks: int):
     namespace = client.namespace(_native.encode_namespace(parts), "default", [(shape, [])])
     device = _native.Device.host(1, [(address, len(memory))])
     rank = client.rank(device, namespace, 0, rank_layout(whole))
-    return client, namespace, whole, Worker(rank, whole, lambda: None, layered=True), memory
+    return client, namespace, whole, Worker([(rank, whole)], lambda: None, layered=True), memory
 
 
 def id_of(memory: bytearray) -> int:
@@ -143,7 +143,7 @@ def run(folder: str, steps: int) -> None:
         scheduler.allocated(request, SimpleNamespace(get_block_ids=lambda at=at: (tables[at],)), 0)
         new = SimpleNamespace(req_id=request.request_id, block_ids=(tables[at][:PROMPT_BLOCKS],), num_computed_tokens=0)
         step(output_of([new], {request.request_id: TOKENS}, cached([], [], [])))
-    worker._rank.settle(scheduler._saves)
+    worker._lanes[0].settle(scheduler._saves)
     prefill = {name: values[:] for name, values in times.items()}
     for values in times.values():
         values.clear()

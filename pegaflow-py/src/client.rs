@@ -10,17 +10,19 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use pegaflow_cache::client::{self, ClientSettings, session_socket};
+use pegaflow_cache::core::GroupKeys;
 use pegaflow_cache::meta::{BlockKey, GroupId};
 use pegaflow_cache::node::{GroupLayout, NamespaceLayout, Node, NodeSettings};
 use pegaflow_cache::rpc::{Access, Listeners, serve};
 use pegaflow_cache::tier::SsdSettings;
 use pegaflow_mem::BlockShape;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use tokio::sync::oneshot;
 
 use crate::device::Device;
 use crate::error::{cache, invalid};
-use crate::lookup::{Found, Lookup, Slot};
+use crate::lookup::{Answer, Found, Lookup, Slot};
 use crate::namespace::{Known, Namespace};
 use crate::node::{Shared, is_lasting};
 use crate::rank::{Layout, Rank};
@@ -147,19 +149,25 @@ impl Client {
         ttl_ms: u64,
     ) -> PyResult<Lookup> {
         let keys = split_keys(keys)?;
-        let slot = Arc::new(Slot::default());
-        let lookup = Lookup::new(self.shared.clone(), slot.clone());
-        let (shared, known) = (self.shared.clone(), namespace.known.clone());
-        let ask = async move {
-            let found = if shared.is_slow() {
-                Err(pegaflow_cache::Error::Timeout { timeout_ms: 0 })
-            } else {
-                look_up(&shared, &known, &keys, ttl_ms).await
-            };
-            slot.put(&shared, found).await;
-        };
-        py.detach(|| self.shared.start(ask));
-        Ok(lookup)
+        Ok(self.ask(py, namespace, move |shared, known| async move {
+            look_up(&shared, &known, &keys, ttl_ms).await
+        }))
+    }
+
+    /// Starts to look, in all groups of the namespace at once, for the longest prefix that every group can start from.
+    /// `keys` has those of each group, in order.
+    fn lookup_hybrid(
+        &self,
+        py: Python<'_>,
+        namespace: &Namespace,
+        keys: Vec<PyBackedBytes>,
+        ttl_ms: u64,
+    ) -> PyResult<Lookup> {
+        let keys = keys.iter().map(|keys| split_keys(keys));
+        let keys = keys.collect::<PyResult<Vec<_>>>()?;
+        Ok(self.ask(py, namespace, move |shared, known| async move {
+            look_up_hybrid(&shared, &known, &keys, ttl_ms).await
+        }))
     }
 
     /// Gives leases back. Never fails: a node that is away holds nothing.
@@ -220,6 +228,31 @@ impl Client {
     }
 }
 
+impl Client {
+    /// A lookup that `look` makes, unless the node owes answers already.
+    fn ask<F, A>(&self, py: Python<'_>, namespace: &Namespace, look: F) -> Lookup
+    where
+        F: FnOnce(Arc<Shared>, Arc<Known>) -> A + Send + 'static,
+        A: Future<Output = pegaflow_cache::Result<Answer>> + Send + 'static,
+    {
+        let slot = Arc::new(Slot::default());
+        let lookup = Lookup::new(self.shared.clone(), slot.clone());
+        let (shared, known) = (self.shared.clone(), namespace.known.clone());
+        let ask = async move {
+            let answer = if shared.is_slow() {
+                Err(pegaflow_cache::Error::Timeout { timeout_ms: 0 })
+            } else {
+                let answer = look(shared.clone(), known).await;
+                shared.note(&answer);
+                answer
+            };
+            slot.put(&shared, answer).await;
+        };
+        py.detach(|| self.shared.start(ask));
+        lookup
+    }
+}
+
 impl Server {
     fn start(shared: &Shared, node: &Arc<Node>, path: PathBuf) -> PyResult<Self> {
         let (stop, stopped) = oneshot::channel();
@@ -248,15 +281,29 @@ async fn look_up(
     known: &Known,
     keys: &[BlockKey],
     ttl_ms: u64,
-) -> pegaflow_cache::Result<client::Found> {
+) -> pegaflow_cache::Result<Answer> {
     let handle = known.handle(shared).await?;
     let lookup = client::Lookup {
         lease: Some(Duration::from_millis(ttl_ms)),
         ..client::Lookup::prefix(handle, GroupId(0), keys).with_ticket()
     };
-    let found = shared.client()?.lookup(&lookup).await;
-    shared.note(&found);
-    found
+    shared.client()?.lookup(&lookup).await.map(Answer::from)
+}
+
+async fn look_up_hybrid(
+    shared: &Shared,
+    known: &Known,
+    keys: &[Vec<BlockKey>],
+    ttl_ms: u64,
+) -> pegaflow_cache::Result<Answer> {
+    let handle = known.handle(shared).await?;
+    let groups = (0..).map(GroupId).zip(keys);
+    let groups: Vec<_> = groups
+        .map(|(group, keys)| GroupKeys { group, keys })
+        .collect();
+    let lease = Some(Duration::from_millis(ttl_ms));
+    let found = shared.client()?.lookup_hybrid(handle, &groups, lease).await;
+    found.map(Answer::from)
 }
 
 /// Keys from Python: 16 bytes each.

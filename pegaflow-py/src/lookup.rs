@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use pegaflow_cache::client::{self, Lease, TicketState};
+use pegaflow_cache::core::BlockRef;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::error::invalid;
 use crate::node::Shared;
 
 /// A lookup on its way.
@@ -73,6 +75,13 @@ impl Lookup {
     }
 }
 
+/// Positions, places and generations.
+type Columns<'py> = (
+    Bound<'py, PyBytes>,
+    Bound<'py, PyBytes>,
+    Bound<'py, PyBytes>,
+);
+
 /// Blocks that a lookup found: the first ones of its keys.
 #[pyclass(frozen)]
 #[derive(Debug, Default)]
@@ -80,6 +89,12 @@ pub(crate) struct Found {
     pub(crate) lease: Option<Lease>,
     places: Vec<u8>,
     generations: Vec<u8>,
+    /// Of a lookup in all groups: which keys of its group the blocks are, and where each group's end.
+    positions: Vec<u8>,
+    group_ends: Vec<usize>,
+    /// Of a lookup in all groups: tokens of the prefix that every group can start from.
+    #[pyo3(get)]
+    tokens: u64,
     /// There was no answer in time.
     #[pyo3(get)]
     given_up: bool,
@@ -105,6 +120,20 @@ impl Found {
         self.generations.len() / 4
     }
 
+    /// Of a lookup in all groups, those of one: which keys they are (4 bytes each), places and generations.
+    fn group<'py>(&self, py: Python<'py>, group: usize) -> PyResult<Columns<'py>> {
+        let end = self.group_ends.get(group).copied();
+        let end = end.ok_or_else(|| invalid("the lookup was not in such a group"))?;
+        let start = group
+            .checked_sub(1)
+            .map_or(0, |before| self.group_ends[before]);
+        Ok((
+            PyBytes::new(py, &self.positions[4 * start..4 * end]),
+            PyBytes::new(py, &self.places[8 * start..8 * end]),
+            PyBytes::new(py, &self.generations[4 * start..4 * end]),
+        ))
+    }
+
     /// Where they are: 8 bytes each, for `Rank.load`.
     #[getter]
     fn places<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
@@ -119,9 +148,13 @@ impl Found {
 }
 
 impl Found {
-    fn put(&mut self, blocks: &[pegaflow_cache::core::BlockRef]) {
+    fn put(&mut self, blocks: &[BlockRef]) {
         self.places.clear();
         self.generations.clear();
+        self.add(blocks);
+    }
+
+    fn add(&mut self, blocks: &[BlockRef]) {
         for block in blocks {
             self.places.extend(block.place.to_bits().to_le_bytes());
             self.generations.extend(block.generation.to_le_bytes());
@@ -129,15 +162,49 @@ impl Found {
     }
 }
 
-impl From<client::Found> for Found {
-    fn from(found: client::Found) -> Self {
-        let mut out = Found {
-            at_once: found.blocks.len(),
-            lease: found.lease,
+/// What the node answered: blocks, and others on their way.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    found: Found,
+    ticket: Option<(client::Ticket, Arc<client::Session>)>,
+    fetching: usize,
+}
+
+impl From<client::Found> for Answer {
+    fn from(answer: client::Found) -> Self {
+        let mut found = Found {
+            at_once: answer.blocks.len(),
+            lease: answer.lease,
             ..Found::default()
         };
-        out.put(&found.blocks);
-        out
+        found.put(&answer.blocks);
+        Self {
+            found,
+            ticket: answer.ticket.map(|ticket| (ticket, answer.session)),
+            fetching: answer.fetching as usize,
+        }
+    }
+}
+
+impl From<client::HybridFound> for Answer {
+    fn from(answer: client::HybridFound) -> Self {
+        let mut found = Found {
+            lease: answer.lease,
+            tokens: answer.tokens,
+            ..Found::default()
+        };
+        for group in &answer.groups {
+            found.add(group);
+            let positions = group.iter().flat_map(|block| block.key.to_le_bytes());
+            found.positions.extend(positions);
+            found.group_ends.push(found.positions.len() / 4);
+        }
+        found.at_once = found.ready();
+        Self {
+            found,
+            ticket: None,
+            fetching: 0,
+        }
     }
 }
 
@@ -217,7 +284,7 @@ impl Default for Slot {
 
 impl Slot {
     /// The answer has come. A node that does not answer has nothing.
-    pub(crate) async fn put(&self, shared: &Shared, found: pegaflow_cache::Result<client::Found>) {
+    pub(crate) async fn put(&self, shared: &Shared, answer: pegaflow_cache::Result<Answer>) {
         let unwanted = {
             let mut state = self.state.lock();
             state.answered = true;
@@ -225,9 +292,9 @@ impl Slot {
                 shared.end_late();
             }
             if matches!(state.stage, Stage::Over) {
-                found.ok().and_then(|found| found.lease)
+                answer.ok().and_then(|answer| answer.found.lease)
             } else {
-                state.stage = Stage::of(found, micros(state.asked));
+                state.stage = Stage::of(answer, micros(state.asked));
                 self.came.notify_all();
                 None
             }
@@ -355,25 +422,23 @@ impl State {
 }
 
 impl Stage {
-    fn of(found: pegaflow_cache::Result<client::Found>, answer_us: u64) -> Self {
-        let Ok(answer) = found else {
+    fn of(answer: pegaflow_cache::Result<Answer>, answer_us: u64) -> Self {
+        let Ok(answer) = answer else {
             return Stage::Answered(Found {
                 answer_us,
                 ..Found::default()
             });
         };
-        let (ticket, session) = (answer.ticket.clone(), answer.session.clone());
-        let fetching = answer.fetching as usize;
         let found = Found {
             answer_us,
-            ..Found::from(answer)
+            ..answer.found
         };
-        match ticket.filter(|_| found.lease.is_some()) {
-            Some(ticket) => Stage::Pending(Box::new(Pending {
+        match answer.ticket.filter(|_| found.lease.is_some()) {
+            Some((ticket, session)) => Stage::Pending(Box::new(Pending {
                 found,
                 ticket,
                 session,
-                fetching,
+                fetching: answer.fetching,
                 since: now(),
             })),
             None => Stage::Answered(found),

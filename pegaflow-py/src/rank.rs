@@ -55,6 +55,8 @@ pub(crate) struct Inner {
 
 /// Keys, places, generations and the engine's blocks: 16, 8, 4 and 4 bytes a block.
 type LoadItem = (PyBackedBytes, PyBackedBytes, PyBackedBytes, PyBackedBytes);
+/// What `Rank.saves` returns.
+type Saves = (u64, u64, u64, u64, u64, Vec<u64>, Option<String>);
 /// Number, key of the block before, keys, and the engine's blocks.
 type SaveItem = (u64, PyBackedBytes, PyBackedBytes, PyBackedBytes);
 
@@ -95,17 +97,18 @@ impl Rank {
     }
 
     /// The number up to which saves are over, and what became of blocks since the last call: saved, there already,
-    /// refused; bytes copied; and what went wrong last.
-    fn saves(&self) -> (u64, u64, u64, u64, u64, Option<String>) {
+    /// refused; bytes copied; numbers of saves of which a block was refused; and what went wrong last.
+    fn saves(&self) -> Saves {
         let Tally {
             through,
             saved,
             known,
             refused,
             bytes,
+            refused_saves,
             error,
         } = self.lane.take();
-        (through, saved, known, refused, bytes, error)
+        (through, saved, known, refused, bytes, refused_saves, error)
     }
 
     /// Waits until saves up to `number` are over: nothing reads their blocks any more.

@@ -42,6 +42,8 @@ pub(crate) struct Tally {
     pub(crate) refused: u64,
     /// Bytes copied.
     pub(crate) bytes: u64,
+    /// Numbers of saves of which a block was refused.
+    pub(crate) refused_saves: Vec<u64>,
     /// What went wrong last.
     pub(crate) error: Option<String>,
 }
@@ -80,7 +82,9 @@ impl Lane {
             // Goes through the queue without its blocks, so that numbers end in order.
             let dropped = job.save.keys.len() as u64;
             job.save = Save::default();
-            self.progress.tally.lock().refused += dropped;
+            let mut tally = self.progress.tally.lock();
+            tally.refused += dropped;
+            tally.refused_saves.push(job.number);
         }
         // The lane ends only with the runtime.
         let _ = self.queue.send(job);
@@ -147,6 +151,7 @@ async fn save_one(inner: &Inner, save: Save) -> Result<Saved, Error> {
 impl Progress {
     fn add(&self, number: u64, blocks: u64, done: Result<Saved, Error>) {
         let mut tally = self.tally.lock();
+        let refused = tally.refused;
         match done {
             Ok(saved) => {
                 tally.saved += u64::from(saved.completed + saved.partial);
@@ -158,6 +163,9 @@ impl Progress {
                 tally.refused += blocks;
                 tally.error = Some(error.to_string());
             }
+        }
+        if tally.refused > refused {
+            tally.refused_saves.push(number);
         }
         tally.through = number;
         self.moved.notify_all();

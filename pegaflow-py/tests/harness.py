@@ -78,7 +78,8 @@ def scheduler_of(llm: vllm.LLM):
 def rest(llm: vllm.LLM) -> None:
     """Waits until all saves are over and their blocks are free. An engine with a loop of its own steps by itself."""
     scheduler = scheduler_of(llm)
-    _workers[-1]._rank.settle(scheduler._saves)
+    for lane in _workers[-1]._lanes:
+        lane.settle(scheduler._saves)
     while scheduler.has_pending_frees():
         llm.llm_engine.step()
 

@@ -30,14 +30,14 @@ CONFIG = {
 }
 
 
-def write(folder: str, seed: int = 1234, spread: float = 0.15) -> str:
-    """Writes configuration and weights into `folder`."""
+def write(folder: str, seed: int = 1234, spread: float = 0.15, **changes) -> str:
+    """Writes configuration and weights into `folder`; `changes` are of the configuration."""
     import torch
     from safetensors.torch import save_file
 
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
-        json.dump(CONFIG, file)
+        json.dump(CONFIG | changes, file)
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int, scale: float = spread) -> torch.Tensor:
@@ -51,7 +51,7 @@ def write(folder: str, seed: int = 1234, spread: float = 0.15) -> str:
         "lm_head.weight": random(vocab, hidden),
         "model.norm.weight": torch.ones(hidden),
     }
-    for layer in range(CONFIG["num_hidden_layers"]):
+    for layer in range((CONFIG | changes)["num_hidden_layers"]):
         at = f"model.layers.{layer}."
         weights |= {
             at + "self_attn.q_proj.weight": random(query, hidden),

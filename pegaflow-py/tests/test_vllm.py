@@ -81,7 +81,9 @@ def test_engines_that_may_not_share_cannot(folder, plain, spy, server, different
     Answers(first)
     settle(first)
     other = Answers(engine(folder, {"endpoint": server.socket} | different))
-    assert (other.tokens, other.distance(plain[0]), spy.loaded) == (plain[0].tokens, 0, [])
+    assert (other.tokens, spy.loaded) == (plain[0].tokens, [])
+    # A lookup that is answered late makes another batch, with other roundings.
+    assert other.distance(plain[0]) < 1e-4
 
 
 def test_modes(folder, spy, server):

@@ -57,33 +57,50 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
         block_tokens = self._cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         # Engines that ask this go on stepping while finished requests wait for their saves; older ones may fall asleep.
         delays_frees = hasattr(KVConnectorBase_V1, "has_pending_block_frees")
-        self._scheduler = Scheduler(self._settings, client, block_tokens, delays_frees)
+        events = self._config.kv_events_config
+        tells = events is not None and events.enable_kv_cache_events
+        self._scheduler = Scheduler(
+            self._settings,
+            client,
+            block_tokens,
+            delays_frees,
+            tells=tells,
+            groups=len(self._cache_config.kv_cache_groups),
+            hybrid=engine.is_hybrid(self._cache_config),
+        )
 
     # ---- worker
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        group = engine.group_layout(self._config, self._cache_config, kv_caches)
-        namespace = engine.namespace(self._config, self._settings, group)
-        shape = engine.group_shape(self._config, group)
-        self._handshake = Handshake(groups=[shape], namespace=namespace)
+        assert self._cache_config is not None
+        groups = engine.group_layouts(self._config, self._cache_config, kv_caches)
+        namespace = engine.namespace(self._config, self._settings, groups)
+        shapes = [engine.group_shape(self._config, group) for group in groups]
+        self._handshake = Handshake(groups=shapes, namespace=namespace)
         hosts = self._config.parallel_config.rank == 0
         client = door.client(self._settings, self._engine_id, hosts)
-        known = client.namespace(namespace, self._settings.tenant, [(shape.shape, shape.stage_ends)])
-        tensor = kv_caches[group.layer_names[0]]
-        device = engine.device(group, tensor, self._settings)
+        known = client.namespace(namespace, self._settings.tenant, [(s.shape, s.stage_ends) for s in shapes])
+        tensor = kv_caches[groups[0].layer_names[0]]
+        device = engine.device(groups, tensor, self._settings)
         started = time.perf_counter()
-        rank = client.rank(device, known, 0, rank_layout(group))
-        layered = not group.layout_id.startswith("mla")
-        ranks = self._config.parallel_config.world_size
-        self._worker = Worker(rank, group, engine.current_stream(tensor), layered, ranks)
-        logger.info(
-            "PegaFlow: %d layers, %s, %d bytes a block, copied by %s (ready in %.1f s)",
-            len(group.layers),
-            group.layout_id,
-            group.block_bytes,
-            device.name,
-            time.perf_counter() - started,
+        lanes = [client.rank(device, known, at, rank_layout(group)) for at, group in enumerate(groups)]
+        hybrid = engine.is_hybrid(self._cache_config)
+        self._worker = Worker(
+            list(zip(lanes, groups, strict=True)),
+            engine.current_stream(tensor),
+            layered=not hybrid and not groups[0].layout_id.startswith("mla"),
+            ranks=self._config.parallel_config.world_size,
+            hybrid=hybrid,
         )
+        for group in groups:
+            logger.info(
+                "PegaFlow: %d layers, %s, %d bytes a block, copied by %s (ready in %.1f s)",
+                len(group.layers),
+                group.layout_id,
+                group.block_bytes,
+                device.name,
+                time.perf_counter() - started,
+            )
 
     def get_handshake_metadata(self) -> Handshake | None:
         return self._handshake
@@ -117,6 +134,14 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         return self._worker.finished() if self._worker is not None else (None, None)
 
+    def get_transfer_results(self, finished_req_ids: set[str]) -> Any:
+        # Engines that ask this have the class.
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+
+        sent, loaded = self.get_finished(finished_req_ids)
+        failed = self._worker.take_failed_requests() if self._worker is not None else set()
+        return KVConnectorTransferResults(sent or set(), loaded or set(), failed)
+
     def get_block_ids_with_load_errors(self) -> set[int]:
         return self._worker.take_failed() if self._worker is not None else set()
 
@@ -142,9 +167,9 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
         if any(other.namespace != first.namespace or other.groups != first.groups for other in handshakes[1:]):
             raise ValueError("PegaFlow: the workers of this engine see different KV layouts; they cannot share blocks")
         client = door.client(self._settings, self._engine_id, hosts=False)
-        shape = first.groups[0]
-        known = client.namespace(first.namespace, self._settings.tenant, [(shape.shape, shape.stage_ends)])
-        layers, parts, heads, inner_bytes = shape.shape
+        shapes = [(shape.shape, shape.stage_ends) for shape in first.groups]
+        known = client.namespace(first.namespace, self._settings.tenant, shapes)
+        layers, parts, heads, inner_bytes = first.groups[0].shape
         self._scheduler.bind(known, layers * parts * heads * inner_bytes // len(handshakes))
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
@@ -193,6 +218,9 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_kv_connector_stats(self) -> PegaFlowStats | None:
         return self._scheduler.take_stats() if self._scheduler is not None else None
+
+    def take_events(self) -> list[Any]:
+        return self._scheduler.take_events() if self._scheduler is not None else []
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> PegaFlowStats:

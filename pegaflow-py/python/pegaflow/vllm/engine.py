@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import platform
 import re
 from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1 import base
 
 from pegaflow import _native
 from pegaflow.vllm import layout
@@ -19,8 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
-    from vllm.config import VllmConfig
-    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.config import ParallelConfig, VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
+
+SPECS = ("FullAttentionSpec", "MLAAttentionSpec", "SlidingWindowSpec")
+"""Cache specs that are served."""
 
 logger = logging.getLogger("pegaflow.vllm")
 
@@ -34,22 +40,52 @@ def check(config: VllmConfig, cache: KVCacheConfig | None) -> None:
     if cache is None:
         raise layout.UnsupportedLayout("this vLLM gives its connectors no cache configuration; 0.26 and newer do")
     groups = cache.kv_cache_groups
-    if len(groups) != 1:
-        seen = ", ".join(f"{type(g.kv_cache_spec).__name__} x {len(g.layer_names)} layers" for g in groups)
-        raise layout.UnsupportedLayout(f"models with several KV cache groups are not served yet. Seen: {seen}")
-    served = "FullAttentionSpec and MLAAttentionSpec are"
-    spec = type(groups[0].kv_cache_spec).__name__
-    if spec not in ("FullAttentionSpec", "MLAAttentionSpec"):
-        raise layout.UnsupportedLayout(f"cache spec {spec} is not served yet; {served}")
+    seen = ", ".join(
+        f"{type(g.kv_cache_spec).__name__} of {g.kv_cache_spec.block_size} tokens x {len(g.layer_names)} layers"
+        for g in groups
+    )
+    if any(type(g.kv_cache_spec).__name__ not in SPECS for g in groups):
+        raise layout.UnsupportedLayout(f"cache specs that are served: {', '.join(SPECS)}. Seen: {seen}")
     parallel = config.parallel_config
+    if is_hybrid(cache):
+        _check_hybrid(groups, parallel, seen)
     if getattr(parallel, "decode_context_parallel_size", 1) > 1:
         raise layout.UnsupportedLayout("decode context parallelism is not served yet")
 
 
-def group_layout(config: VllmConfig, cache: KVCacheConfig, kv_caches: dict[str, torch.Tensor]) -> layout.GroupLayout:
-    """This rank's layout, from the tensors that hold its KV."""
-    group = cache.kv_cache_groups[0]
+def _check_hybrid(groups: list[KVCacheGroupSpec], parallel: ParallelConfig, seen: str) -> None:
+    if len({g.kv_cache_spec.block_size for g in groups}) > 1:
+        raise layout.UnsupportedLayout(f"all cache groups must have blocks of one size. Seen: {seen}")
+    if parallel.pipeline_parallel_size > 1:
+        raise layout.UnsupportedLayout(f"pipeline parallelism is not served with several cache groups. Seen: {seen}")
+    if not hasattr(base, "KVConnectorTransferResults"):
+        raise layout.UnsupportedLayout(f"this vLLM cannot take back loads of several cache groups. Seen: {seen}")
+
+
+def is_hybrid(cache: KVCacheConfig) -> bool:
+    """Whether some group does not need all blocks of a prefix, or there are several."""
+    return len(cache.kv_cache_groups) > 1 or _window(cache.kv_cache_groups[0].kv_cache_spec) > 0
+
+
+def _window(spec: Any) -> int:
+    """Tokens that a sliding-window group must have; 0 for a group that needs all."""
+    if type(spec).__name__ != "SlidingWindowSpec":
+        return 0
+    return int(spec.sliding_window) + int(getattr(spec, "extra_retained_tokens", 0))
+
+
+def group_layouts(
+    config: VllmConfig, cache: KVCacheConfig, kv_caches: dict[str, torch.Tensor]
+) -> list[layout.GroupLayout]:
+    """This rank's layout of each cache group, from the tensors that hold its KV."""
+    return [_group_layout(config, cache, group, kv_caches) for group in cache.kv_cache_groups]
+
+
+def _group_layout(
+    config: VllmConfig, cache: KVCacheConfig, group: KVCacheGroupSpec, kv_caches: dict[str, torch.Tensor]
+) -> layout.GroupLayout:
     spec = group.kv_cache_spec
+    hybrid = is_hybrid(cache)
     facts = layout.SpecFacts(
         blocks=cache.num_blocks,
         block_tokens=spec.block_size,
@@ -64,12 +100,14 @@ def group_layout(config: VllmConfig, cache: KVCacheConfig, kv_caches: dict[str, 
     return layout.group(
         layers,
         spec=facts,
-        element=_element(spec, kv_caches[names[0]]),
-        layers_total=_layers_total(config),
-        first_layer=_layer_number(names[0]),
+        element=_element(spec, kv_caches[names[0]]) + (_which(names) if hybrid else ""),
+        # Layers of several groups take turns in the model: a block counts those of its own group.
+        layers_total=len(names) if hybrid else _layers_total(config),
+        first_layer=0 if hybrid else _layer_number(names[0]),
         kv_heads_total=config.model_config.get_total_num_kv_heads(),
         tp_rank=parallel.rank % parallel.tensor_parallel_size,
         tp_size=parallel.tensor_parallel_size,
+        window_tokens=_window(spec),
     )
 
 
@@ -81,7 +119,7 @@ def group_shape(config: VllmConfig, group: layout.GroupLayout) -> layout.GroupSh
     )
 
 
-def namespace(config: VllmConfig, settings: Settings, group: layout.GroupLayout) -> bytes:
+def namespace(config: VllmConfig, settings: Settings, groups: list[layout.GroupLayout]) -> bytes:
     """Canonical encoding of everything that must match for blocks to be interchangeable."""
     model = config.model_config
     cache = config.cache_config
@@ -101,20 +139,20 @@ def namespace(config: VllmConfig, settings: Settings, group: layout.GroupLayout)
             "kv_quantisation": "",
             "hash_algorithm": str(cache.prefix_caching_hash_algo),
             "hash_seed": os.environ.get("PYTHONHASHSEED", "").encode()[:64],
-            "groups": [(_kind(group), group.block_tokens, 0, group.layout_id)],
+            "groups": [(_kind(g), g.block_tokens, g.window_tokens, g.layout_id) for g in groups],
             "tenant_salt": settings.tenant_salt.encode(),
         }
     )
 
 
-def device(group: layout.GroupLayout, tensor: torch.Tensor, settings: Settings) -> _native.Device:
+def device(groups: list[layout.GroupLayout], tensor: torch.Tensor, settings: Settings) -> _native.Device:
     """Who copies from and to the engine's tensors.
 
     Raises:
         layout.UnsupportedLayout: tensors on a device that nobody here copies from.
     """
     if tensor.device.type == "cpu":
-        memory = sorted({(v.storage_address, v.storage_bytes) for v in group.layers})
+        memory = sorted({(v.storage_address, v.storage_bytes) for group in groups for v in group.layers})
         return _native.Device.host(settings.copy_threads, memory)
     if tensor.device.type == "cuda":
         cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pegaflow")
@@ -136,6 +174,8 @@ def current_stream(tensor: torch.Tensor) -> Callable[[], int | None]:
 
 
 def _kind(group: layout.GroupLayout) -> str:
+    if group.window_tokens:
+        return "window"
     return "mla" if group.layout_id.startswith("mla") else "full"
 
 
@@ -156,6 +196,12 @@ def _element(spec: Any, tensor: torch.Tensor) -> str:
     """Names the order of bytes inside a head. On the CPU backend it is packed for the instruction set."""
     name = str(tensor.dtype).removeprefix("torch.")
     return f"{name}-cpu-{_cpu_isa()}" if tensor.device.type == "cpu" else name
+
+
+def _which(names: list[str]) -> str:
+    """Names the layers of a group: how an engine groups them is not written in the model's configuration."""
+    numbers = ",".join(str(_layer_number(name)) for name in names)
+    return "-" + hashlib.blake2b(numbers.encode(), digest_size=4).hexdigest()
 
 
 def _cpu_isa() -> str:

@@ -187,6 +187,8 @@ class GroupLayout:
     layers: tuple[LayerLayout, ...]
     layer_names: tuple[str, ...]
     """In the order of `layers`, as the engine calls them."""
+    window_tokens: int = 0
+    """Tokens that the next one sees, itself included; 0: all."""
 
     @property
     def block_bytes(self) -> int:
@@ -212,6 +214,7 @@ def group(
     kv_heads_total: int,
     tp_rank: int,
     tp_size: int,
+    window_tokens: int = 0,
 ) -> GroupLayout:
     """This rank's slot of the group: layers and heads among all ranks'.
 
@@ -250,4 +253,5 @@ def group(
         inner_bytes=first.inner_bytes,
         layers=tuple(layers),
         layer_names=tuple(layer.layer for layer in layers),
+        window_tokens=window_tokens,
     )

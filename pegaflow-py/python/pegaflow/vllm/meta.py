@@ -18,6 +18,8 @@ KEY_BYTES = 16
 PLACE_BYTES = 8
 GENERATION_BYTES = 4
 BLOCK_BYTES = 4
+NULL_BLOCK = 0
+"""The engine's block that stands for one out of its window."""
 
 
 @dataclasses.dataclass
@@ -33,6 +35,8 @@ class Load:
     """The engine's block of each."""
     background: bool = False
     """Beside the engine's steps, not within this one."""
+    group: int = 0
+    """Cache group of the blocks."""
 
 
 @dataclasses.dataclass
@@ -46,6 +50,8 @@ class Save:
     """Key of the block before, or empty."""
     keys: bytes
     blocks: bytes
+    group: int = 0
+    """Cache group of the blocks."""
 
 
 @dataclasses.dataclass
@@ -88,6 +94,8 @@ class WorkerReport(KVConnectorWorkerMetadata):
     """Steps whose forward ran on a block that could not be loaded."""
     unsaved_requests: set[str] = dataclasses.field(default_factory=set)
     """Requests whose saves were dropped, as such a forward computed them."""
+    refused_saves: set[int] = dataclasses.field(default_factory=set)
+    """Numbers of saves that are not with the node whole."""
     error: str | None = None
     """What went wrong last."""
 
@@ -102,6 +110,7 @@ class WorkerReport(KVConnectorWorkerMetadata):
             failed_requests=self.failed_requests | other.failed_requests,
             failed_steps=self.failed_steps | other.failed_steps,
             unsaved_requests=self.unsaved_requests | other.unsaved_requests,
+            refused_saves=self.refused_saves | other.refused_saves,
             error=self.error or other.error,
         )
 

@@ -17,8 +17,19 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from pegaflow import _native
+from pegaflow.vllm.events import Events
 from pegaflow.vllm.health import Health
-from pegaflow.vllm.meta import BLOCK_BYTES, GENERATION_BYTES, KEY_BYTES, PLACE_BYTES, Load, Save, StepMeta, WorkerReport
+from pegaflow.vllm.meta import (
+    BLOCK_BYTES,
+    GENERATION_BYTES,
+    KEY_BYTES,
+    NULL_BLOCK,
+    PLACE_BYTES,
+    Load,
+    Save,
+    StepMeta,
+    WorkerReport,
+)
 from pegaflow.vllm.namespace import adapter_fingerprint
 from pegaflow.vllm.settings import Settings
 from pegaflow.vllm.stats import PegaFlowStats
@@ -36,8 +47,8 @@ class _Request:
     request: Request
     suffix: bytes = b""
     """What its keys depend on beside the engine's hashes."""
-    keys: bytes = b""
-    """Keys of its full blocks so far."""
+    keys: list[bytes] = dataclasses.field(default_factory=list)
+    """Keys of its full blocks so far, group by group."""
     lookup: _native.Lookup | None = None
     found: _native.Found | None = None
     """What the lookup found, from the first block on."""
@@ -47,7 +58,8 @@ class _Request:
     loaded_from_ssd: int = 0
     """Of the blocks to load, those that came from SSD."""
     background: bool = False
-    blocks: list[int] = dataclasses.field(default_factory=list)
+    blocks: list[list[int]] = dataclasses.field(default_factory=list)
+    """The engine's blocks, group by group."""
     saved: int = 0
     """Blocks handed to the workers to save, or known to be with the node."""
     last_save: int = 0
@@ -61,19 +73,33 @@ class _Request:
 class Scheduler:
     """State of all requests on the scheduler's side."""
 
-    def __init__(self, settings: Settings, client: _native.Client, block_tokens: int, delays_frees: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: _native.Client,
+        block_tokens: int,
+        delays_frees: bool,
+        *,
+        tells: bool = False,
+        groups: int = 1,
+        hybrid: bool = False,
+    ) -> None:
         self._settings = settings
         # What is there at once is pinned no longer than that.
         self._fetch_wait_ms = min(settings.fetch_wait_ms, settings.lease_ttl_ms // 2)
         self._client = client
         self._block_tokens = block_tokens
+        self._groups = groups
+        self._hybrid = hybrid
+        """Some group does not need all blocks of a prefix: all are looked up together, and loaded beside the steps (the
+        engine takes back a load of several groups only as a whole, and only there)."""
         self._delays_frees = delays_frees
         """The engine goes on stepping while finished requests wait for their saves."""
         self._health = Health()
         self._namespace: _native.Namespace | None = None
         self._block_bytes = 1
         self._requests: dict[str, _Request] = {}
-        self._loads: dict[str, tuple[Load, _native.Found]] = {}
+        self._loads: dict[str, tuple[list[Load], _native.Found]] = {}
         self._unneeded: list[_native.Found] = []
         """Leases nobody reads under: given back with the next step."""
         self._reading: dict[int, list[_native.Found]] = {}
@@ -96,10 +122,14 @@ class Scheduler:
         self._waited_us = 0
         self._epoch = b""
         self._stats = PegaFlowStats()
+        self._events = Events(block_tokens) if tells else None
+        """None: nobody listens."""
 
     def reset(self) -> None:
         """The weights have changed: nothing that was saved may be found again by this engine."""
         self._epoch = os.urandom(16)
+        if self._events is not None:
+            self._events.forget()
 
     def bind(self, namespace: _native.Namespace, block_bytes: int) -> None:
         """The workers have named the layout: from now on keys can be made."""
@@ -124,12 +154,12 @@ class Scheduler:
         found = self._find(state, last)
         if found is None:
             return None, False
-        count = min(found.ready, last) - first
+        count = min(self._ready(found), last) - first
         if count <= 0:
             return 0, False
         state.first = first
         wanted = count * self._block_bytes
-        state.background = self._inline_bytes + wanted > self._settings.inline_load_bytes_max
+        state.background = self._hybrid or self._inline_bytes + wanted > self._settings.inline_load_bytes_max
         return count * self._block_tokens, state.background
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, external_tokens: int) -> None:
@@ -139,7 +169,7 @@ class Scheduler:
         state.loaded_from_ssd = 0
         if found is None:
             return
-        state.saved = max(state.saved, found.ready)
+        state.saved = max(state.saved, self._ready(found))
         count = external_tokens // self._block_tokens
         if count == 0:
             self._unneeded.append(found)
@@ -147,17 +177,14 @@ class Scheduler:
         first, end = state.first, state.first + count
         # What came later lies behind what was there at once.
         state.loaded_from_ssd = min(found.from_ssd, max(0, end - max(first, found.at_once)))
-        load = Load(
-            request=request.request_id,
-            keys=state.keys[first * KEY_BYTES : end * KEY_BYTES],
-            places=found.places[first * PLACE_BYTES : end * PLACE_BYTES],
-            generations=found.generations[first * GENERATION_BYTES : end * GENERATION_BYTES],
-            blocks=_packed(blocks.get_block_ids()[0][first:end]),
-            background=state.background,
-        )
+        tables = blocks.get_block_ids()
+        if self._hybrid:
+            loads = [self._load_of(state, found, group, table, first, end) for group, table in enumerate(tables)]
+        else:
+            loads = [self._load(state, found, tables[0][first:end])]
         if not state.background:
             self._inline_bytes += count * self._block_bytes
-        self._loads[request.request_id] = (load, found)
+        self._loads[request.request_id] = (loads, found)
 
     def loaded_from_ssd(self, request_id: str) -> int:
         """Tokens of what the request is about to load that came from SSD."""
@@ -170,11 +197,12 @@ class Scheduler:
         self._inline_bytes = self._waited_us = 0
         meta = StepMeta(step=self._step, seen=self._seen, failed_steps=list(self._failed_steps), leaving=self._leaving)
         self._leaving = {}
-        for load, found in self._loads.values():
-            meta.loads.append(load)
-            self._settle(meta, array.array("I", load.blocks))
-            if load.background:
-                self._background[load.request] = found
+        for request_id, (loads, found) in self._loads.items():
+            meta.loads.extend(loads)
+            for load in loads:
+                self._settle(meta, array.array("I", load.blocks))
+            if loads[0].background:
+                self._background[request_id] = found
             else:
                 self._reading.setdefault(self._step, []).append(found)
         self._loads = {}
@@ -199,6 +227,8 @@ class Scheduler:
             if state is not None:
                 state.saved = 0
         self._saves_through = report.saves_through
+        if self._events is not None:
+            self._events.saved(report.saves_through, report.refused_saves)
         while self._saving_order and self._saving_order[0][0] <= report.saves_through:
             number, blocks = self._saving_order.popleft()
             for block in blocks:
@@ -246,6 +276,10 @@ class Scheduler:
         taken, self._stats = self._stats, PegaFlowStats()
         return taken
 
+    def take_events(self) -> list[Any]:
+        """What became of blocks since the last call, for those who follow this engine's cache."""
+        return self._events.take() if self._events is not None else []
+
     def has_pending_frees(self) -> bool:
         """Whether blocks come back without anything being preempted."""
         return bool(self._left_to_come)
@@ -260,8 +294,7 @@ class Scheduler:
             self._drop_lookup(state)
         if state.found is None:
             if state.lookup is None:
-                keys = self._keys(state, last)
-                state.lookup = self._client.lookup(self._namespace, keys, self._settings.lease_ttl_ms)
+                state.lookup = self._look_up(state, last)
             started = time.perf_counter_ns()
             left = max(0, self._settings.lookup_step_us - self._waited_us)
             state.found = state.lookup.poll(left, self._settings.lookup_wait_ms, self._fetch_wait_ms)
@@ -269,7 +302,50 @@ class Scheduler:
             state.found_at = time.monotonic()
             if state.found is not None:
                 self._count(state.found, last)
+                if self._events is not None and not state.found.given_up:
+                    self._events.looked_up(state.request, self._ready(state.found), last)
         return state.found
+
+    def _look_up(self, state: _Request, count: int) -> _native.Lookup:
+        assert self._namespace is not None
+        keys, ttl_ms = self._keys(state, count), self._settings.lease_ttl_ms
+        if not self._hybrid:
+            return self._client.lookup(self._namespace, keys[0][: count * KEY_BYTES], ttl_ms)
+        wanted = [of_group[: count * KEY_BYTES] for of_group in keys]
+        return self._client.lookup_hybrid(self._namespace, wanted, ttl_ms)
+
+    def _ready(self, found: _native.Found) -> int:
+        """Blocks of the prefix that was found."""
+        return found.tokens // self._block_tokens if self._hybrid else found.ready
+
+    def _load(self, state: _Request, found: _native.Found, blocks: list[int]) -> Load:
+        """Found blocks from the first one that the engine lacks on, into `blocks`."""
+        first, end = state.first, state.first + len(blocks)
+        return Load(
+            request=state.request.request_id,
+            keys=state.keys[0][first * KEY_BYTES : end * KEY_BYTES],
+            places=found.places[first * PLACE_BYTES : end * PLACE_BYTES],
+            generations=found.generations[first * GENERATION_BYTES : end * GENERATION_BYTES],
+            blocks=_packed(blocks),
+            background=state.background,
+        )
+
+    def _load_of(
+        self, state: _Request, found: _native.Found, group: int, table: list[int], first: int, end: int
+    ) -> Load:
+        """What one group needs of the blocks `first` to `end`: those that are in its window."""
+        packed, places, generations = found.group(group)
+        positions = array.array("I", packed)
+        picks = [at for at, p in enumerate(positions) if first <= p < end and table[p] != NULL_BLOCK]
+        return Load(
+            request=state.request.request_id,
+            keys=b"".join(_item(state.keys[group], positions[at], KEY_BYTES) for at in picks),
+            places=b"".join(_item(places, at, PLACE_BYTES) for at in picks),
+            generations=b"".join(_item(generations, at, GENERATION_BYTES) for at in picks),
+            blocks=_packed([table[positions[at]] for at in picks]),
+            background=True,
+            group=group,
+        )
 
     def _count(self, found: _native.Found, asked: int) -> None:
         data = self._stats.data
@@ -277,7 +353,7 @@ class Scheduler:
         data["lookup_timeouts"] += found.given_up
         data["lookup_us"] += found.answer_us
         data["asked_blocks"] += asked
-        data["found_blocks"] += found.ready
+        data["found_blocks"] += self._ready(found)
         data["found_ssd_blocks"] += found.from_ssd
         data["fetches"] += found.fetch_us > 0
         data["fetch_us"] += found.fetch_us
@@ -288,8 +364,7 @@ class Scheduler:
         for new in output.scheduled_new_reqs:
             state = self._requests.get(new.req_id)
             if state is not None:
-                state.blocks = list(new.block_ids[0])
-                self._settle(meta, state.blocks[new.num_computed_tokens // self._block_tokens :])
+                self._start_tables(state, new.block_ids, new.num_computed_tokens, meta)
                 self._plan_save(state, new.num_computed_tokens + scheduled[new.req_id], meta)
         cached: Any = output.scheduled_cached_reqs
         for at, request_id in enumerate(cached.req_ids):
@@ -299,33 +374,46 @@ class Scheduler:
             added = cached.new_block_ids[at]
             computed = cached.num_computed_tokens[at]
             if request_id in cached.resumed_req_ids:
-                state.blocks = list(added[0])
-                self._settle(meta, state.blocks[computed // self._block_tokens :])
+                self._start_tables(state, added, computed, meta)
             elif added is not None:
-                state.blocks.extend(added[0])
-                self._settle(meta, added[0])
+                for table, blocks in zip(state.blocks, added, strict=True):
+                    table.extend(blocks)
+                    self._settle(meta, blocks)
             self._plan_save(state, computed + scheduled[request_id], meta)
+
+    def _start_tables(self, state: _Request, tables: Any, computed_tokens: int, meta: StepMeta) -> None:
+        state.blocks = [list(blocks) for blocks in tables]
+        for blocks in state.blocks:
+            self._settle(meta, blocks[computed_tokens // self._block_tokens :])
 
     def _plan_save(self, state: _Request, computed_tokens: int, meta: StepMeta) -> None:
         # Only blocks whose tokens are all known: a rejected draft token never gets a hash.
-        full = min(computed_tokens // self._block_tokens, len(state.request.block_hashes), len(state.blocks))
+        full = min(computed_tokens // self._block_tokens, len(state.request.block_hashes))
         first = state.saved
         if full <= first or self._namespace is None or state.private or not self._settings.mode.saves:
             return
         keys = self._keys(state, full)
-        blocks = state.blocks[first:full]
+        full = min(full, *map(len, state.blocks)) if state.blocks else 0
+        for group, table in enumerate(state.blocks):
+            for start, end in _runs(table, first, full):
+                meta.saves.append(self._save(state, group, keys[group], start, end))
+                if self._events is not None and group == 0:
+                    self._events.saving(self._saves, state.request, start, end)
+        state.saved, state.last_save = max(first, full), self._saves
+
+    def _save(self, state: _Request, group: int, keys: bytes, first: int, end: int) -> Save:
+        blocks = state.blocks[group][first:end]
         self._saves += 1
-        save = Save(
+        self._saving.update(dict.fromkeys(blocks, self._saves))
+        self._saving_order.append((self._saves, blocks))
+        return Save(
             request=state.request.request_id,
             number=self._saves,
-            parent=keys[(first - 1) * KEY_BYTES : first * KEY_BYTES] if first else b"",
-            keys=keys[first * KEY_BYTES :],
+            parent=_item(keys, first - 1, KEY_BYTES) if first else b"",
+            keys=keys[first * KEY_BYTES : end * KEY_BYTES],
             blocks=_packed(blocks),
+            group=group,
         )
-        meta.saves.append(save)
-        self._saving.update(dict.fromkeys(blocks, save.number))
-        self._saving_order.append((save.number, blocks))
-        state.saved, state.last_save = full, save.number
 
     def _settle(self, meta: StepMeta, blocks: Any) -> None:
         """The step writes to these blocks: saves that read them must be over."""
@@ -333,14 +421,16 @@ class Scheduler:
             for block in blocks:
                 meta.settle = max(meta.settle, self._saving.get(block, 0))
 
-    def _keys(self, state: _Request, count: int) -> bytes:
-        """Keys of the first `count` blocks."""
-        have = len(state.keys) // KEY_BYTES
+    def _keys(self, state: _Request, count: int) -> list[bytes]:
+        """Keys of the first `count` blocks, or more, group by group."""
+        state.keys = state.keys or [b""] * self._groups
+        have = len(state.keys[0]) // KEY_BYTES
         if have < count:
             assert self._namespace is not None
             hashes = [bytes(h) + state.suffix for h in state.request.block_hashes[have:count]]
-            state.keys += self._namespace.keys(0, hashes)
-        return state.keys[: count * KEY_BYTES]
+            for group in range(self._groups):
+                state.keys[group] += self._namespace.keys(group, hashes)
+        return state.keys
 
     def _state(self, request: Request) -> _Request:
         state = self._requests.get(request.request_id)
@@ -356,6 +446,23 @@ class Scheduler:
         elif state.lookup is not None:
             state.lookup.cancel()
         state.lookup = state.found = None
+
+
+def _item(packed: bytes, at: int, size: int) -> bytes:
+    return packed[at * size : (at + 1) * size]
+
+
+def _runs(table: list[int], first: int, end: int) -> list[tuple[int, int]]:
+    """Stretches of a table without blocks that are out of the window."""
+    if NULL_BLOCK not in table[first:end]:
+        return [(first, end)] if first < end else []
+    runs, start = [], first
+    for at in range(first, end + 1):
+        if at == end or table[at] == NULL_BLOCK:
+            if start < at:
+                runs.append((start, at))
+            start = at + 1
+    return runs
 
 
 def _packed(blocks: list[int]) -> bytes:

@@ -41,27 +41,42 @@ class _Background:
     load: Load
     loading: _native.Loading | None
 
+    def is_over(self) -> bool:
+        return self.loading is None or self.loading.done()
+
 
 class Worker:
     """One rank's copies between the engine's KV and the node's pool."""
 
     def __init__(
-        self, rank: _native.Rank, group: GroupLayout, stream: Callable[[], int | None], layered: bool, ranks: int = 1
+        self,
+        groups: list[tuple[_native.Rank, GroupLayout]],
+        stream: Callable[[], int | None],
+        layered: bool,
+        ranks: int = 1,
+        hybrid: bool = False,
     ) -> None:
-        self._rank = rank
+        """`groups`: the copies of each cache group and where its blocks lie.
+
+        `hybrid`: failed loads are told by request.
+        """
+        self._lanes = [rank for rank, _ in groups]
+        self._hybrid = hybrid
         self._ranks = ranks
         self._held: deque[_Batch] = deque()
         self._loads_until = 0
         self._failed_steps: set[int] = set()
-        self._slot_bytes = len(group.layers) * group.parts * group.heads * group.inner_bytes
+        self._slot_bytes = [len(g.layers) * g.parts * g.heads * g.inner_bytes for _, g in groups]
         self._stream = stream
-        self._layer_ends = {name: at + 1 for at, name in enumerate(group.layer_names)} if layered else {}
+        names = groups[0][1].layer_names if layered else ()
+        self._layer_ends = {name: at + 1 for at, name in enumerate(names)}
         self._inline: list[tuple[Load, int]] = []
         """Loads of this step, with the position of their first block."""
         self._loading: _native.Loading | None = None
-        self._background: dict[str, _Background] = {}
+        self._background: dict[str, list[_Background]] = {}
         self._leaving: dict[str, int] = {}
         self._failed: set[int] = set()
+        self._failed_requests: set[str] = set()
         self._through = 0
         self._report = WorkerReport()
 
@@ -73,7 +88,8 @@ class Worker:
         if meta.settle > self._through:
             while self._held and any(save.number <= meta.settle for save in self._held[0].saves):
                 self._submit(self._held.popleft(), keep=False)
-            self._rank.settle(meta.settle)
+            for lane in self._lanes:
+                lane.settle(meta.settle)
         self._leaving.update(meta.leaving)
 
     def load(self, meta: StepMeta, whole: bool) -> None:
@@ -84,7 +100,7 @@ class Worker:
             self._start_inline(inline, whole)
         for load in meta.loads:
             if load.background:
-                self._background[load.request] = _Background(load, self._start([load]))
+                self._background.setdefault(load.request, []).append(_Background(load, self._start([load])))
 
     def wait_for_layer(self, name: str) -> None:
         """The forward is about to read this layer."""
@@ -112,17 +128,23 @@ class Worker:
         left = {request for request, number in self._leaving.items() if number <= self._through}
         for request in left:
             del self._leaving[request]
-        loaded = {r for r, job in self._background.items() if job.loading is None or job.loading.done()}
+        loaded = {request for request, jobs in self._background.items() if all(job.is_over() for job in jobs)}
         for request in loaded:
-            job = self._background.pop(request)
-            self._judge([(job.load, 0)], job.loading)
+            for job in self._background.pop(request):
+                if self._judge([(job.load, 0)], job.loading):
+                    self._failed_requests.add(request)
         return left or None, loaded or None
 
+    def take_failed_requests(self) -> set[str]:
+        """Hybrid: requests of which a block could not be loaded."""
+        failed, self._failed_requests = self._failed_requests, set()
+        return failed if self._hybrid else set()
+
     def take_failed(self) -> set[int]:
-        """Engine blocks whose load failed since the last call."""
+        """Engine blocks whose load failed since the last call; hybrid engines are told of requests instead."""
         self._finish_inline()
         failed, self._failed = self._failed, set()
-        return failed
+        return set() if self._hybrid else failed
 
     def take_report(self) -> WorkerReport:
         """What was done since the last call."""
@@ -135,11 +157,13 @@ class Worker:
     def close(self) -> None:
         """Waits for copies that run; what has not begun is dropped."""
         self._finish_inline()
-        for job in self._background.values():
-            if job.loading is not None:
-                job.loading.finish()
+        for jobs in self._background.values():
+            for job in jobs:
+                if job.loading is not None:
+                    job.loading.finish()
         self._background.clear()
-        self._rank.close()
+        for lane in self._lanes:
+            lane.close()
 
     # ---- parts
 
@@ -157,7 +181,8 @@ class Worker:
     def _start(self, loads: list[Load]) -> _native.Loading | None:
         items = [(load.keys, load.places, load.generations, load.blocks) for load in loads]
         try:
-            return self._rank.load(items, self._stream())
+            # Loads of one call are of one group: those within a step are of an engine's only one.
+            return self._lanes[loads[0].group].load(items, self._stream())
         except _native.PegaFlowError as error:
             self._report.error = str(error)
             return None
@@ -167,13 +192,16 @@ class Worker:
         return self._ranks == 1 or batch.loads_until <= max(batch.seen, seen)
 
     def _submit(self, batch: _Batch, keep: bool) -> None:
-        """Hands saves on. Those not kept go without their blocks, so that their numbers end in order."""
-        if keep:
-            items = [(s.number, s.parent, s.keys, s.blocks) for s in batch.saves]
-        else:
-            items = [(s.number, b"", b"", b"") for s in batch.saves]
+        """Hands saves on. Those not kept, or of other groups, go without their blocks, so that numbers end in order."""
+        for group, lane in enumerate(self._lanes):
+            items = [
+                (s.number, s.parent, s.keys, s.blocks) if keep and s.group == group else (s.number, b"", b"", b"")
+                for s in batch.saves
+            ]
+            lane.save(items, self._stream())
+        if not keep:
             self._report.unsaved_requests.update(s.request for s in batch.saves)
-        self._rank.save(items, self._stream())
+            self._report.refused_saves.update(s.number for s in batch.saves)
 
     def _finish_inline(self) -> None:
         """The step's loads must be proven before its tokens are given out."""
@@ -199,17 +227,21 @@ class Worker:
             good = len(blocks) - len(failed)
             self._report.failed_blocks += len(failed)
             self._report.loaded_blocks += good
-            self._report.loaded_bytes += good * self._slot_bytes
+            self._report.loaded_bytes += good * self._slot_bytes[load.group]
         return self._report.failed_blocks > before
 
     def _count_saves(self) -> None:
-        through, saved, known, refused, count, error = self._rank.saves()
-        self._through = through
-        self._report.saved_blocks += saved
-        self._report.known_blocks += known
-        self._report.refused_blocks += refused
-        self._report.saved_bytes += count
-        self._report.error = error or self._report.error
+        over = []
+        for lane in self._lanes:
+            through, saved, known, refused, count, refused_saves, error = lane.saves()
+            over.append(through)
+            self._report.saved_blocks += saved
+            self._report.known_blocks += known
+            self._report.refused_blocks += refused
+            self._report.saved_bytes += count
+            self._report.refused_saves.update(refused_saves)
+            self._report.error = error or self._report.error
+        self._through = min(over)
 
 
 def rank_layout(group: GroupLayout) -> _native.RankLayout:
