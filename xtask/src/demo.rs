@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// Keep blocks on SSD as well, in a file of this size below the build folder
     #[arg(long, value_name = "BYTES")]
     ssd: Option<String>,
+    /// Which blocks leave first: by `lru` a small model outside the node can say what the hit rate must be
+    #[arg(long, default_value = "lru", value_parser = ["lru", "gittins"], value_name = "POLICY")]
+    eviction: String,
     /// Tensor-parallel ranks
     #[arg(long, default_value_t = 2)]
     ranks: u32,
@@ -76,13 +79,13 @@ pub(crate) fn run(ws: &Workspace, args: &Args) -> anyhow::Result<()> {
     let dir = ws.target().join("demo");
     std::fs::create_dir_all(&dir)?;
     let json = dir.join("demo.json");
-    let mut place = Place::new(ws, "demo", parse_bytes(&args.ram)?)?;
+    let mut place = Place::new(ws, "demo", parse_bytes(&args.ram)?)?.with_eviction(&args.eviction);
     if let Some(ssd) = &args.ssd {
         place = place.with_ssd(ws, parse_bytes(ssd)?)?;
     }
     if args.embedded {
         let mut replay = programs.embedded();
-        replay.args(["--ram", &args.ram]);
+        replay.args(["--ram", &args.ram, "--eviction", &args.eviction]);
         if let Some((path, bytes)) = place.ssd() {
             replay.arg("--ssd-path").arg(path);
             replay.args(["--ssd-bytes", &bytes.to_string()]);

@@ -71,6 +71,7 @@ pub(crate) struct Place {
     run: PathBuf,
     pool_bytes: u64,
     ssd: Option<(PathBuf, u64)>,
+    eviction: Option<String>,
 }
 
 impl Place {
@@ -100,7 +101,14 @@ impl Place {
             run,
             pool_bytes,
             ssd: None,
+            eviction: None,
         })
+    }
+
+    /// The same with another eviction policy than the server's default.
+    pub(crate) fn with_eviction(mut self, policy: &str) -> Self {
+        self.eviction = Some(policy.to_owned());
+        self
     }
 
     /// The same with a file of `bytes` bytes for blocks on SSD, below the build folder.
@@ -201,6 +209,9 @@ impl Running {
         if let Some((path, bytes)) = place.ssd() {
             command.arg("--ssd-path").arg(path);
             command.args(["--ssd-bytes", &bytes.to_string()]);
+        }
+        if let Some(policy) = &place.eviction {
+            command.args(["--cache-eviction", policy]);
         }
         Self::start(&mut command)
     }

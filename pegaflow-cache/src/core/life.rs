@@ -6,6 +6,7 @@
 //! Invariant: a block leaves the index once, and its place is given back once, after that.
 
 use super::block::{BlockIdx, ClassIdx, State};
+use super::evict::Lost;
 use super::{Action, Core, Now, Place};
 
 impl Core {
@@ -32,19 +33,19 @@ impl Core {
         };
         self.detached += 1;
         if let Some(parent) = self.blocks.unlink(idx) {
-            self.ripen(parent);
+            self.ripen(parent, Lost::Child);
         }
     }
 
     /// Tells the policy that a block may have become evictable.
-    pub(super) fn ripen(&mut self, idx: BlockIdx) {
+    pub(super) fn ripen(&mut self, idx: BlockIdx, lost: Lost) {
         let block = self.blocks.get(idx);
         if block.is_evictable() {
             let tenant = self.namespaces.class(block.class).tenant;
             self.tenants
                 .get_mut(tenant)
                 .policy
-                .ripe(&mut self.blocks, idx);
+                .ripe(&mut self.blocks, idx, lost);
         }
     }
 
@@ -76,7 +77,7 @@ impl Core {
         }
         match block.state {
             State::Detached => self.give_back(idx, actions),
-            _ => self.ripen(idx),
+            _ => self.ripen(idx, Lost::Pin),
         }
     }
 

@@ -222,8 +222,18 @@ impl Core {
         }
     }
 
-    /// The block of each key, in the index or none, by passes so that cache misses overlap.
+    /// The block of each key that is in the index and of this class, or none.
     pub(super) fn probe(&self, class: ClassIdx, keys: &[BlockKey], out: &mut [BlockIdx; BATCH]) {
+        self.probe_all(keys, out);
+        for out in &mut out[..keys.len()] {
+            if !out.is_none() && self.blocks.get(*out).class != class {
+                *out = BlockIdx::NONE;
+            }
+        }
+    }
+
+    /// The block of each key that is in the index, or none, by passes so that cache misses overlap.
+    pub(super) fn probe_all(&self, keys: &[BlockKey], out: &mut [BlockIdx; BATCH]) {
         let mut hashes = [Hash::default(); BATCH];
         for (hash, key) in hashes.iter_mut().zip(keys) {
             *hash = self.index.hash(key);
@@ -234,9 +244,6 @@ impl Core {
         for ((out, key), hash) in out.iter_mut().zip(keys).zip(&hashes) {
             if out.is_none() || self.blocks.get(*out).key != *key {
                 *out = self.find(*hash, key).unwrap_or(BlockIdx::NONE);
-            }
-            if !out.is_none() && self.blocks.get(*out).class != class {
-                *out = BlockIdx::NONE;
             }
         }
     }

@@ -9,8 +9,10 @@
 
 use super::block::{BlockIdx, ClassIdx, NewBlock, State};
 use super::error::{Error, within};
+use super::evict::Lost;
 use super::lease::Kind;
 use super::life::seconds;
+use super::lookup::BATCH;
 use super::write::{Progress, Rect, SlotWrite, WriteIdx};
 use super::{Action, Core, LeaseId, NamespaceIndex, Now, Place, SessionId};
 use pegaflow_mem::Slot;
@@ -69,6 +71,14 @@ struct Request {
     rect: Rect,
     slot_bytes: u64,
     near: u8,
+}
+
+/// What a request may still take.
+struct Budget {
+    /// Blocks that it may evict.
+    evictions: u32,
+    /// Slots that its session may still reserve.
+    slots: u64,
 }
 
 impl Core {
@@ -146,14 +156,18 @@ impl Core {
         self.check_distinct(keys)?;
         let mut known = std::mem::take(&mut self.scratch.found);
         known.clear();
-        for key in keys {
-            let found = self.find(self.index.hash(key), key);
-            if found.is_some_and(|idx| self.blocks.get(idx).class != class) {
+        let mut batch = [BlockIdx::NONE; BATCH];
+        for keys in keys.chunks(BATCH) {
+            self.probe_all(keys, &mut batch);
+            let found = &batch[..keys.len()];
+            let is_foreign =
+                |idx: &BlockIdx| !idx.is_none() && self.blocks.get(*idx).class != class;
+            if let Some(at) = found.iter().position(is_foreign) {
                 known.clear();
                 self.scratch.found = known;
-                return Err(Error::ForeignKey(*key));
+                return Err(Error::ForeignKey(keys[at]));
             }
-            known.push(found.unwrap_or(BlockIdx::NONE));
+            known.extend_from_slice(found);
         }
         Ok(known)
     }
@@ -191,19 +205,24 @@ impl Core {
         self.hold(fixed, known, first_parent);
         let mut items = self.leases.take_blocks(fixed.lease);
         let mut above = (first_parent, request.parent);
-        let mut budget = self.settings.request_evictions_max;
+        let mut budget = Budget {
+            evictions: self.settings.request_evictions_max,
+            slots: self.slots_left(fixed),
+        };
         for (key, known) in request.keys.iter().zip(known) {
             let (answer, idx) = match known.is_none() {
-                false => self.reserve_known(fixed, *known, above.0, actions),
+                false => self.reserve_known(fixed, *known, above.0, &budget, actions),
                 true => self.reserve_new(fixed, *key, above, &mut budget, actions),
             };
             reply.answers.push(answer);
             let is_place = matches!(answer, Answer::Place { .. });
             reply.places += u32::from(is_place);
+            budget.slots -= u64::from(is_place);
             items.push(idx.filter(|_| is_place).unwrap_or(BlockIdx::NONE));
             above = (idx, Some(*key));
         }
         self.unhold(known, first_parent);
+        self.charge(fixed, reply.places);
         items
     }
 
@@ -232,7 +251,7 @@ impl Core {
         for idx in parent.iter().chain(known).filter(|idx| !idx.is_none()) {
             let block = self.blocks.get_mut(*idx);
             block.pins -= 1;
-            self.ripen(*idx);
+            self.ripen(*idx, Lost::Pin);
         }
     }
 
@@ -241,6 +260,7 @@ impl Core {
         fixed: &Request,
         idx: BlockIdx,
         above: Option<BlockIdx>,
+        budget: &Budget,
         actions: &mut Vec<Action>,
     ) -> (Answer, Option<BlockIdx>) {
         self.adopt(idx, above);
@@ -256,10 +276,7 @@ impl Core {
                 Some(idx),
             );
         }
-        if write.slots.len() >= self.settings.block_slots_max as usize {
-            return (Answer::OutOfBudget, Some(idx));
-        }
-        if !self.charge(fixed) {
+        if write.slots.len() >= self.settings.block_slots_max as usize || budget.slots == 0 {
             return (Answer::OutOfBudget, Some(idx));
         }
         let (place, generation, session) = (block.place, block.generation, fixed.session);
@@ -292,17 +309,17 @@ impl Core {
         fixed: &Request,
         key: BlockKey,
         above: (Option<BlockIdx>, Option<BlockKey>),
-        budget: &mut u32,
+        budget: &mut Budget,
         actions: &mut Vec<Action>,
     ) -> (Answer, Option<BlockIdx>) {
         let refused = (Answer::OutOfBudget, None);
-        if *budget == 0 || !self.charge(fixed) {
+        let Budget { evictions, slots } = budget;
+        if *evictions == 0 || *slots == 0 {
             return refused;
         }
-        let Some(place) = self.make_room(fixed.now, fixed.class, fixed.near, budget, actions)
+        let Some(place) = self.make_room(fixed.now, fixed.class, fixed.near, evictions, actions)
         else {
-            self.uncharge(fixed.session, fixed.slot_bytes);
-            *budget = 0;
+            *evictions = 0;
             return refused;
         };
         let (class, session) = (fixed.class, fixed.session);
@@ -332,17 +349,19 @@ impl Core {
         (Answer::Place { place, generation }, Some(idx))
     }
 
-    /// Books the slot's bytes on the session; whether its limit allows them.
-    fn charge(&mut self, fixed: &Request) -> bool {
+    /// Slots that the session's limit still allows.
+    fn slots_left(&self, fixed: &Request) -> u64 {
+        let reserved = self.sessions.get(&fixed.session);
+        let reserved = reserved.map_or(u64::MAX, |session| session.reserved_bytes);
         let limit = self.settings.session_reserved_bytes_max;
-        let Some(session) = self.sessions.get_mut(&fixed.session) else {
-            return false;
-        };
-        let wanted = session.reserved_bytes + fixed.slot_bytes;
-        if wanted <= limit {
-            session.reserved_bytes = wanted;
+        limit.saturating_sub(reserved) / fixed.slot_bytes
+    }
+
+    /// Books slots on the session.
+    fn charge(&mut self, fixed: &Request, slots: u32) {
+        if let Some(session) = self.sessions.get_mut(&fixed.session) {
+            session.reserved_bytes += fixed.slot_bytes * u64::from(slots);
         }
-        wanted <= limit
     }
 
     pub(super) fn uncharge(&mut self, session: SessionId, bytes: u64) {

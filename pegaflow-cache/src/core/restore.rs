@@ -96,7 +96,7 @@ impl Core {
         self.tenants
             .get_mut(tenant)
             .policy
-            .insert(&mut self.blocks, idx);
+            .insert(&mut self.blocks, &[idx]);
         self.restore_links(class, idx, record);
         Ok(true)
     }

@@ -61,7 +61,7 @@ impl Core {
             }
         }
         self.finish_items(now, lease, blocks, items.len() as u32);
-        self.publish(now, &visible, actions);
+        self.publish(now, &mut visible, actions);
         visible.clear();
         self.scratch.found = visible;
         Ok(reply)
@@ -202,23 +202,27 @@ impl Core {
         Sealed::Partial
     }
 
-    /// Makes covered blocks visible: given from the root to the leaf, noted from the leaf on, so that
-    /// the leaf is the older.
-    fn publish(&mut self, now: Now, visible: &[BlockIdx], actions: &mut Vec<Action>) {
+    /// Makes covered blocks of one write lease visible: given from the root to the leaf, noted from
+    /// the leaf on, so that the leaf is the older.
+    fn publish(&mut self, now: Now, visible: &mut [BlockIdx], actions: &mut Vec<Action>) {
+        let Some(first) = visible.first() else {
+            return;
+        };
+        let class = self.namespaces.class(self.blocks.get(*first).class);
+        let tenant = self.tenants.get_mut(class.tenant);
+        tenant.counters.sealed_blocks += visible.len() as u64;
+        tenant.counters.sealed_bytes += visible.len() as u64 * class.bytes;
         let mut waiters = Vec::new();
-        for idx in visible.iter().rev() {
+        for idx in &*visible {
             let block = self.blocks.get_mut(*idx);
             let write = WriteIdx(block.policy[0]);
             (block.policy, block.state) = ([0; 3], State::Sealed);
             block.touched_s = seconds(now);
-            let class = self.namespaces.class(block.class);
-            let tenant = self.tenants.get_mut(class.tenant);
-            tenant.counters.sealed_blocks += 1;
-            tenant.counters.sealed_bytes += class.bytes;
-            tenant.policy.insert(&mut self.blocks, *idx);
             waiters.append(&mut self.writes.get_mut(write).waiters);
             self.writes.remove(write);
         }
+        visible.reverse();
+        tenant.policy.insert(&mut self.blocks, visible);
         self.sealed += visible.len() as u64;
         self.wake(&mut waiters, actions);
     }

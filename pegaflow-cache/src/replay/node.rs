@@ -20,7 +20,7 @@ use super::error::Error;
 use super::port::{NodeFacts, Port, PortError, Saved};
 use super::settings::ReplaySettings;
 use crate::client::{Client, ClientSettings, Found, Lookup, NamespaceHandle, Status};
-use crate::core::BlockRef;
+use crate::core::{BlockRef, CoreSettings, EvictionPolicy};
 use crate::node::{NamespaceLayout, Node, NodeSettings, PoolFiles};
 use crate::tier::SsdSettings;
 use crate::worker::{LoadState, Save, Worker, WorkerSettings};
@@ -34,6 +34,8 @@ pub enum Place {
         ram_bytes: u64,
         /// Folder of the pool's files; anonymous memory without.
         pool_dir: Option<PathBuf>,
+        /// Which of its blocks leave first.
+        eviction: EvictionPolicy,
         /// Its SSD tier.
         ssd: SsdSettings,
     },
@@ -131,6 +133,7 @@ async fn open(place: &Place) -> crate::error::Result<Client> {
         Place::Embedded {
             ram_bytes,
             pool_dir,
+            eviction,
             ssd,
         } => {
             let files = pool_dir
@@ -139,6 +142,10 @@ async fn open(place: &Place) -> crate::error::Result<Client> {
             let settings = NodeSettings {
                 pool_bytes: *ram_bytes,
                 files,
+                core: CoreSettings {
+                    eviction: *eviction,
+                    ..CoreSettings::default()
+                },
                 ssd: ssd.clone(),
                 ..NodeSettings::default()
             };

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pegaflow_cache::client::session_socket;
+use pegaflow_cache::core::EvictionPolicy;
 use pegaflow_cache::node::{Node, NodeSettings, PoolFiles};
 use pegaflow_cache::replay::drive::{Outcome, Progress, Replay};
 use pegaflow_cache::replay::node::{NodePort, Place};
@@ -94,6 +95,7 @@ fn a_node_in_this_process_hits_like_a_plain_lru() {
         let place = Place::Embedded {
             ram_bytes: RAM_BYTES,
             pool_dir: None,
+            eviction: EvictionPolicy::Lru,
             ssd: Default::default(),
         };
         let outcome = replay(&place, &settings, |_| true).expect("nothing goes wrong");

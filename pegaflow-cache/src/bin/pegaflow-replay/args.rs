@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, ValueEnum};
+use pegaflow_cache::core::EvictionPolicy;
 use pegaflow_cache::describe::parse_bytes;
 use pegaflow_cache::replay::source::Workload;
 use pegaflow_cache::replay::synth::{Synth, SynthSettings};
@@ -37,6 +38,9 @@ pub(crate) struct Args {
     /// Folder for the pool of the node inside this process; anonymous memory without
     #[arg(long, value_name = "DIR", conflicts_with = "connect")]
     pub(crate) pool_dir: Option<PathBuf>,
+    /// Which blocks of the node inside this process leave first: `gittins` or `lru`
+    #[arg(long, value_parser = parse_eviction, value_name = "POLICY", conflicts_with = "connect", default_value = "gittins")]
+    pub(crate) eviction: EvictionPolicy,
     /// File or device with blocks beside the pool of the node inside this process
     #[arg(
         long,
@@ -108,6 +112,11 @@ pub(crate) enum Progress {
     Events,
     /// Nothing
     None,
+}
+
+fn parse_eviction(name: &str) -> Result<EvictionPolicy, String> {
+    let name = toml::Value::from(name);
+    name.try_into().map_err(|error| error.to_string())
 }
 
 impl Args {

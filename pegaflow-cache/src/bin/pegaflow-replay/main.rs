@@ -67,6 +67,7 @@ fn run(args: &Args) -> Result<Report, Error> {
         None => Place::Embedded {
             ram_bytes: args.ram,
             pool_dir: args.pool_dir.clone(),
+            eviction: args.eviction,
             ssd: SsdSettings {
                 path: args.ssd_path.clone().unwrap_or_default(),
                 bytes: args.ssd_bytes,

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A policy over an arena, without a core around it: to measure what a decision costs.
 
-use super::{Eviction, Request, make};
+use super::{Eviction, Lost, Request, make};
 use crate::core::block::{BlockIdx, Blocks, ClassIdx, NewBlock, State};
 use crate::core::settings::EvictionPolicy;
 use crate::core::types::Place;
@@ -47,9 +47,8 @@ impl PolicyHarness {
             self.blocks.get_mut(idx).state = State::Sealed;
             chain.push(idx);
         }
-        for idx in chain.iter().rev() {
-            self.policy.insert(&mut self.blocks, *idx);
-        }
+        chain.reverse();
+        self.policy.insert(&mut self.blocks, &chain);
     }
 
     /// Evicts at most that many blocks; returns how many.
@@ -65,7 +64,7 @@ impl PolicyHarness {
         if let Some(parent) = self.blocks.unlink(victim)
             && self.blocks.get(parent).is_evictable()
         {
-            self.policy.ripe(&mut self.blocks, parent);
+            self.policy.ripe(&mut self.blocks, parent, Lost::Child);
         }
         self.blocks.remove(victim);
         true

@@ -7,7 +7,7 @@
 //! leave: it is older than everything still in the log.
 
 use super::log::{Log, TAG_MIN};
-use super::{Eviction, Request};
+use super::{Eviction, Lost, Request};
 use crate::core::block::{BlockIdx, Blocks};
 use std::collections::BTreeSet;
 
@@ -63,8 +63,10 @@ impl Lru {
 }
 
 impl Eviction for Lru {
-    fn insert(&mut self, blocks: &mut Blocks, block: BlockIdx) {
-        self.log.append(blocks, block);
+    fn insert(&mut self, blocks: &mut Blocks, chain: &[BlockIdx]) {
+        for block in chain {
+            self.log.append(blocks, *block);
+        }
     }
 
     fn request(&mut self, blocks: &mut Blocks, request: &Request<'_>) {
@@ -85,7 +87,7 @@ impl Eviction for Lru {
         blocks.get_mut(block).policy[1] = NOWHERE;
     }
 
-    fn ripe(&mut self, blocks: &mut Blocks, block: BlockIdx) {
+    fn ripe(&mut self, blocks: &mut Blocks, block: BlockIdx, _: Lost) {
         let entry = blocks.get_mut(block);
         if entry.policy[1] == ASIDE && entry.is_evictable() {
             entry.policy[1] = RIPE;

@@ -35,10 +35,20 @@ pub(crate) struct Request<'a> {
     pub(crate) missing: &'a [BlockKey],
 }
 
+/// What kept a block until now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// A child, which has just left.
+    Child,
+    /// A pin.
+    Pin,
+}
+
 /// An eviction policy.
 pub(crate) trait Eviction: Debug + Send {
-    /// A block became visible. Counts as its first touch.
-    fn insert(&mut self, blocks: &mut Blocks, block: BlockIdx);
+    /// Blocks became visible: of one chain from the leaf to the root, or single ones. Counts as their
+    /// first touch.
+    fn insert(&mut self, blocks: &mut Blocks, chain: &[BlockIdx]);
 
     /// A lookup used the blocks it found, and would have used those it misses.
     fn request(&mut self, blocks: &mut Blocks, request: &Request<'_>);
@@ -51,7 +61,7 @@ pub(crate) trait Eviction: Debug + Send {
     fn remove(&mut self, blocks: &mut Blocks, block: BlockIdx);
 
     /// A block lost its last child or its last pin.
-    fn ripe(&mut self, blocks: &mut Blocks, block: BlockIdx);
+    fn ripe(&mut self, blocks: &mut Blocks, block: BlockIdx, lost: Lost);
 
     /// The block that should leave next. Asking again without a change gives the same block.
     fn victim(&mut self, blocks: &mut Blocks) -> Option<BlockIdx>;

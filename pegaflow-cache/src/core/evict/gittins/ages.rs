@@ -38,6 +38,23 @@ pub(super) fn references(ticks: Tick) -> f32 {
     ticks as f32 * f32::from(1u16 << TICK_BITS)
 }
 
+/// How old a life is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Age {
+    pub(super) slot: usize,
+    pub(super) bin: usize,
+}
+
+impl Age {
+    /// That of a life that began at `start`.
+    pub(super) fn of(start: Tick, now: Tick) -> Self {
+        Self {
+            slot: slot_of(start, now),
+            bin: bin_of(now.saturating_sub(start)),
+        }
+    }
+}
+
 /// The slot of a life that began at `start`.
 pub(super) fn slot_of(start: Tick, now: Tick) -> usize {
     let age = now.saturating_sub(start);

@@ -6,6 +6,9 @@
 //! key itself is not kept: one in some two million other keys is taken for the ghost, which costs a
 //! wrong count.
 //!
+//! Nearly every access misses the caches, so they go in batches: a block's ghost waits until there are
+//! [`BATCH`] of them, and what is to be looked up is [read ahead](Ghosts::read_ahead).
+//!
 //! Invariant: whatever was put in comes out once: taken, replaced, or retired.
 
 use super::ages::Tick;
@@ -15,6 +18,8 @@ use pegaflow_meta::BlockKey;
 const BUCKET: usize = 8;
 const CHUNK: usize = 512;
 const MARK_BITS: u32 = 24;
+/// Keys whose cache misses overlap.
+pub(super) const BATCH: usize = 64;
 
 type Bucket = [u64; BUCKET];
 type Chunk = Box<[Bucket; CHUNK]>;
@@ -122,6 +127,8 @@ pub(super) struct Ghosts {
     now: Table,
     /// The smaller table before, until it has been walked.
     before: Table,
+    /// Not in the tables yet.
+    waiting: Vec<(Home, Ghost)>,
 }
 
 impl Ghosts {
@@ -146,6 +153,16 @@ impl Ghosts {
         }
     }
 
+    /// Begins to read what the next calls with these keys will need: at most [`BATCH`] keys.
+    pub(super) fn read_ahead<'a>(&self, keys: impl Iterator<Item = &'a BlockKey>) {
+        self.touch(keys.map(Home::new));
+    }
+
+    fn touch(&self, homes: impl Iterator<Item = Home>) {
+        let first = |home| self.now.bucket(home).map_or(0, |bucket| bucket[0]);
+        std::hint::black_box(homes.fold(0, |all, home| all ^ first(home)));
+    }
+
     /// Whether a key has a ghost.
     pub(super) fn has(&self, key: &BlockKey) -> bool {
         let home = Home::new(key);
@@ -166,13 +183,31 @@ impl Ghosts {
         self.now.put(Home::new(key), ghost)
     }
 
+    /// Puts a ghost in for a key that has none, at the next [`settle`](Self::settle). Says whether that
+    /// should be now.
+    #[must_use]
+    pub(super) fn put_by_and_by(&mut self, key: &BlockKey, ghost: Ghost) -> bool {
+        self.waiting.push((Home::new(key), ghost));
+        self.waiting.len() >= BATCH
+    }
+
+    /// Puts in what waits, and says which ghosts are forgotten for it. Before the next look at any.
+    pub(super) fn settle(&mut self, mut gone: impl FnMut(Ghost)) {
+        self.touch(self.waiting.iter().map(|(home, _)| *home));
+        for (home, ghost) in self.waiting.drain(..) {
+            if let Some(ghost) = self.now.put(home, ghost) {
+                gone(ghost);
+            }
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
         let chunks = self.now.chunks.iter().chain(&self.before.chunks);
         let entries = chunks
             .flatten()
             .flat_map(|chunk| chunk.iter().flatten().copied());
-        entries.filter(|entry| *entry != 0).count()
+        entries.filter(|entry| *entry != 0).count() + self.waiting.len()
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -11,24 +11,21 @@
 //! largest of P(used before then) / E(time kept until then). That is Gittins' index of a bandit with
 //! one prize; for a cache of blocks that each are used or not it decides which one to give up.
 
-use super::ages::{self, BINS, SLOTS, Tick};
+use super::ages::{self, Age, BINS, SLOTS, Tick};
 use super::bags::{Bucket, bucket_of};
 use super::class::{CLASSES, Class};
 
-/// One row a class, and one for all.
-const ROWS: usize = CLASSES + 1;
-const ALL: usize = CLASSES;
 /// Lives of all classes that weigh as much as those of one class.
 const PRIOR_LIVES: f32 = 8.0;
 
 /// Counts of lives.
 #[derive(Debug)]
 pub(super) struct Lives {
-    /// Lives that go on, by slot and row.
+    /// Lives that go on, by slot and class.
     open: Vec<u32>,
-    /// Lives that go on, by row.
-    living: [u32; ROWS],
-    /// Lives that ended at an age, by row and bin.
+    /// Lives that go on, by class.
+    living: [u32; CLASSES],
+    /// Lives that ended at an age, by class and bin.
     ended: Vec<f32>,
     /// Those of them that ended with a use.
     used: Vec<f32>,
@@ -41,10 +38,10 @@ pub(super) struct Lives {
 impl Lives {
     pub(super) fn new() -> Self {
         let mut new = Self {
-            open: vec![0; SLOTS * ROWS],
-            living: [0; ROWS],
-            ended: vec![0.0; ROWS * BINS],
-            used: vec![0.0; ROWS * BINS],
+            open: vec![0; SLOTS * CLASSES],
+            living: [0; CLASSES],
+            ended: vec![0.0; CLASSES * BINS],
+            used: vec![0.0; CLASSES * BINS],
             pooled: [0.0; BINS],
             buckets: vec![0; CLASSES * BINS],
         };
@@ -55,26 +52,22 @@ impl Lives {
 
     /// A life begins.
     pub(super) fn begin(&mut self, class: Class, now: Tick) {
-        let slot = ages::slot_of(now, now);
-        self.count(class, slot, 1);
+        self.count(class, ages::slot_of(now, now), 1);
     }
 
-    /// A life that began at `start` ends: with a use, or nobody will know.
-    pub(super) fn end(&mut self, class: Class, start: Tick, now: Tick, used: bool) {
-        self.count(class, ages::slot_of(start, now), u32::MAX);
-        let bin = ages::bin_of(now.saturating_sub(start));
-        for row in [usize::from(class), ALL] {
-            self.ended[row * BINS + bin] += 1.0;
-            self.used[row * BINS + bin] += f32::from(u8::from(used));
-        }
+    /// A life of an age ends: with a use, or nobody will know.
+    pub(super) fn end(&mut self, class: Class, age: Age, used: bool) {
+        self.count(class, age.slot, u32::MAX);
+        let at = usize::from(class) * BINS + age.bin;
+        self.ended[at] += 1.0;
+        self.used[at] += f32::from(u8::from(used));
     }
 
     fn count(&mut self, class: Class, slot: usize, change: u32) {
-        for row in [usize::from(class), ALL] {
-            let open = &mut self.open[slot * ROWS + row];
-            *open = open.wrapping_add(change);
-            self.living[row] = self.living[row].wrapping_add(change);
-        }
+        let class = usize::from(class);
+        let open = &mut self.open[slot * CLASSES + class];
+        *open = open.wrapping_add(change);
+        self.living[class] = self.living[class].wrapping_add(change);
     }
 
     /// Whether any life of a class goes on.
@@ -84,9 +77,9 @@ impl Lives {
 
     /// Two slots become one.
     pub(super) fn merge(&mut self, from: usize, into: usize) {
-        for row in 0..ROWS {
-            let moved = std::mem::take(&mut self.open[from * ROWS + row]);
-            self.open[into * ROWS + row] += moved;
+        for class in 0..CLASSES {
+            let moved = std::mem::take(&mut self.open[from * CLASSES + class]);
+            self.open[into * CLASSES + class] += moved;
         }
     }
 
@@ -97,8 +90,21 @@ impl Lives {
 
     /// Works out the hazard of all classes anew.
     pub(super) fn pool(&mut self, now: Tick) {
-        let reached = self.reached(ALL, now);
-        let used = &self.used[ALL * BINS..];
+        let (mut reached, mut used) = ([0.0; BINS], [0.0; BINS]);
+        let rows = self
+            .ended
+            .chunks_exact(BINS)
+            .zip(self.used.chunks_exact(BINS));
+        for (ended_of_class, used_of_class) in rows {
+            for bin in 0..BINS {
+                reached[bin] += ended_of_class[bin];
+                used[bin] += used_of_class[bin];
+            }
+        }
+        for (slot, open) in self.open.chunks_exact(CLASSES).enumerate() {
+            reached[ages::bin_of_slot(slot, now)] += open.iter().sum::<u32>() as f32;
+        }
+        sum_from_the_end(&mut reached);
         for (bin, pooled) in self.pooled.iter_mut().enumerate() {
             *pooled = (used[bin] + 0.01) / (reached[bin] + 1.0);
         }
@@ -117,36 +123,40 @@ impl Lives {
         indexes(&hazard, &mut self.buckets[row]);
     }
 
-    /// How many lives reached each bin.
-    fn reached(&self, row: usize, now: Tick) -> [f32; BINS] {
+    /// How many lives of a class reached each bin.
+    fn reached(&self, class: usize, now: Tick) -> [f32; BINS] {
         let mut reached = [0.0; BINS];
-        reached.copy_from_slice(&self.ended[row * BINS..][..BINS]);
+        reached.copy_from_slice(&self.ended[class * BINS..][..BINS]);
         for slot in 0..SLOTS {
-            reached[ages::bin_of_slot(slot, now)] += self.open[slot * ROWS + row] as f32;
+            reached[ages::bin_of_slot(slot, now)] += self.open[slot * CLASSES + class] as f32;
         }
-        let mut sum = 0.0;
-        for bin in reached.iter_mut().rev() {
-            sum += *bin;
-            *bin = sum;
-        }
+        sum_from_the_end(&mut reached);
         reached
     }
 
     #[cfg(test)]
     pub(super) fn open_count(&self) -> usize {
-        let all = |row: usize| {
-            let slots = self.open.chunks(ROWS);
-            slots.map(|slot| slot[row] as usize).sum::<usize>()
+        let all = |class: usize| {
+            let slots = self.open.chunks(CLASSES);
+            slots.map(|slot| slot[class] as usize).sum::<usize>()
         };
-        assert_eq!((0..CLASSES).map(all).sum::<usize>(), all(ALL));
-        assert!((0..ROWS).all(|row| self.living[row] as usize == all(row)));
-        all(ALL)
+        assert!((0..CLASSES).all(|class| self.living[class] as usize == all(class)));
+        (0..CLASSES).map(all).sum()
     }
 
     pub(super) fn bytes(&self) -> usize {
         4 * (self.open.len() + self.ended.len() + self.used.len())
             + 2 * self.buckets.len()
             + 4 * BINS
+    }
+}
+
+/// From lives that ended in each bin to lives that reached it.
+fn sum_from_the_end(bins: &mut [f32; BINS]) {
+    let mut sum = 0.0;
+    for bin in bins.iter_mut().rev() {
+        sum += *bin;
+        *bin = sum;
     }
 }
 
@@ -177,16 +187,19 @@ fn indexes(hazard: &[f32; BINS], buckets: &mut [Bucket]) {
         };
         alive = (alive * (1.0 - hazard)).max(f64::MIN_POSITIVE);
     }
-    let mut hull = [Point::default(); BINS + 1];
-    hull[0] = curve[BINS];
+    // Points of the hull, each with the slope of the edge that begins there.
+    let mut hull = [(Point::default(), 0.0); BINS + 1];
+    hull[0].0 = curve[BINS];
     let mut top = 0;
     for bin in (0..BINS).rev() {
         let from = curve[bin];
-        while top > 0 && from.slope(hull[top]) <= hull[top].slope(hull[top - 1]) {
+        let mut slope = from.slope(hull[top].0);
+        while top > 0 && slope <= hull[top].1 {
             top -= 1;
+            slope = from.slope(hull[top].0);
         }
-        buckets[bin] = bucket_of(from.slope(hull[top]) as f32);
+        buckets[bin] = bucket_of(slope as f32);
         top += 1;
-        hull[top] = from;
+        hull[top] = (from, slope);
     }
 }

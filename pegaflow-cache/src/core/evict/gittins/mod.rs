@@ -20,22 +20,33 @@ mod lives;
 #[cfg(test)]
 mod tests;
 
-use super::{Eviction, Request};
+use super::{Eviction, Lost, Request};
 use crate::core::block::{BlockIdx, Blocks};
-use ages::Tick;
+use ages::{Age, Tick};
 use bags::Bags;
 use class::{CLASSES, Class, Shape};
-use ghosts::{Ghost, Ghosts};
+use ghosts::{BATCH, Ghost, Ghosts};
 use lives::Lives;
+use pegaflow_meta::BlockKey;
 
-/// A class's indexes are worked out anew in every tick, or less often in a cache of more blocks than
-/// this: so that all are once in a time in which a sixteenth of the blocks is used.
+/// The indexes of one class are worked out anew every so many ticks, and in a cache of more blocks
+/// than this less often: so that all are once in a time in which a sixteenth of the blocks is used.
+const LEARN_TICKS: usize = 8;
 const LEARN_BLOCKS: usize = 1 << 15;
 /// Room for ghosts: so many for each block, beyond the first [`GHOSTS_MIN`] fewer.
 const GHOSTS_A_BLOCK: [usize; 2] = [16, 4];
 const GHOSTS_MIN: usize = 1 << 20;
 /// A block of a request that no lookup announced: all new, and not near its end.
 const UNANNOUNCED: usize = 32;
+
+/// The time since a life began.
+#[derive(Debug)]
+struct Past {
+    start: Tick,
+    age: Age,
+    /// In references for each block of the cache.
+    pause: f32,
+}
 
 /// The policy.
 #[derive(Debug)]
@@ -75,7 +86,7 @@ impl Gittins {
                 self.lives.merge(from, into);
             }
             self.revalue(ages::aged(self.now));
-            if (self.now as usize).is_multiple_of(1 + self.len / LEARN_BLOCKS) {
+            if (self.now as usize).is_multiple_of(LEARN_TICKS + self.len / LEARN_BLOCKS) {
                 self.learn();
             }
         }
@@ -127,6 +138,17 @@ impl Gittins {
         bags::bag_of(class, ages::slot_of(start, self.now))
     }
 
+    /// Puts a block into its bag if it can leave: to be taken first, or last.
+    fn put_in(&mut self, blocks: &mut Blocks, block: BlockIdx, first: bool) {
+        if blocks.get(block).is_evictable() && !bags::holds(blocks, block) {
+            let Ghost { start, class } = Self::life(blocks, block);
+            let slot = ages::slot_of(start, self.now);
+            let bucket = self.lives.bucket(class, ages::bin_of_slot(slot, self.now));
+            let bag = bags::bag_of(class, slot);
+            self.bags.put(blocks, bag, bucket, block, first);
+        }
+    }
+
     fn put_out(&mut self, blocks: &mut Blocks, block: BlockIdx) {
         if bags::holds(blocks, block) {
             let bag = self.bag(blocks, block);
@@ -134,13 +156,20 @@ impl Gittins {
         }
     }
 
-    /// Ends a life with a use and begins the next; returns its class.
-    fn again(&mut self, life: Ghost, shape: Shape, at: usize) -> Ghost {
-        self.lives.end(life.class, life.start, self.now, true);
+    fn past(&self, start: Tick) -> Past {
+        Past {
+            start,
+            age: Age::of(start, self.now),
+            pause: ages::references(self.now - start) / (self.len + 1) as f32,
+        }
+    }
+
+    /// Ends a life of that class with a use, and begins the next.
+    fn again(&mut self, class: Class, past: &Past, shape: Shape, at: usize) -> Ghost {
+        self.lives.end(class, past.age, true);
         let seed = (self.references as u32).wrapping_add(at as u32);
         let dice = seed.wrapping_mul(0x9E37_79B1) >> 8;
-        let pause = ages::references(self.now - life.start) / (self.len + 1) as f32;
-        self.begin(shape.class(at, class::used_again(life.class, pause, dice)))
+        self.begin(shape.class(at, class::used_again(class, past.pause, dice)))
     }
 
     fn begin(&mut self, class: Class) -> Ghost {
@@ -151,8 +180,48 @@ impl Gittins {
         }
     }
 
-    fn lose(&mut self, life: Ghost) {
-        self.lives.end(life.class, life.start, self.now, false);
+    /// A ghost is forgotten: what becomes of its life, nobody will know.
+    fn lose(lives: &mut Lives, life: Ghost, now: Tick) {
+        lives.end(life.class, Age::of(life.start, now), false);
+    }
+
+    fn settle(&mut self) {
+        let (lives, now) = (&mut self.lives, self.now);
+        self.ghosts.settle(|ghost| Self::lose(lives, ghost, now));
+    }
+
+    /// A request used the blocks it found, the first of which is its block `first`.
+    fn use_found(&mut self, blocks: &mut Blocks, found: &[BlockIdx], shape: Shape, first: usize) {
+        let mut past = self.past(self.now);
+        for (at, block) in (first..).zip(found) {
+            self.put_out(blocks, *block);
+            let life = Self::life(blocks, *block);
+            // Most blocks of a request were used together before.
+            if life.start != past.start {
+                past = self.past(life.start);
+            }
+            let life = self.again(life.class, &past, shape, at);
+            Self::set_life(blocks, *block, life);
+        }
+    }
+
+    /// A request would have used blocks that are not here, the first of which is its block `first`.
+    fn use_missing(&mut self, missing: &[BlockKey], shape: Shape, first: usize) {
+        for (batch, keys) in missing.chunks(BATCH).enumerate() {
+            self.ghosts.read_ahead(keys.iter());
+            for (at, key) in (first + batch * BATCH..).zip(keys) {
+                let life = match self.ghosts.take(key) {
+                    Some(ghost) => {
+                        let past = self.past(ghost.start);
+                        self.again(ghost.class, &past, shape, at)
+                    }
+                    None => self.begin(shape.class(at, 0)),
+                };
+                if let Some(gone) = self.ghosts.put(key, life) {
+                    Self::lose(&mut self.lives, gone, self.now);
+                }
+            }
+        }
     }
 
     /// Room for ghosts grows with the blocks.
@@ -163,8 +232,7 @@ impl Gittins {
             self.ghosts.grow(wanted);
         }
         let (lives, now) = (&mut self.lives, self.now);
-        self.ghosts
-            .retire(|ghost| lives.end(ghost.class, ghost.start, now, false));
+        self.ghosts.retire(|ghost| Self::lose(lives, ghost, now));
     }
 }
 
@@ -175,59 +243,52 @@ impl Eviction for Gittins {
             missing,
             keys,
         } = *request;
+        self.settle();
         self.pass(blocks, keys);
         let known = missing
             .iter()
             .take_while(|key| self.ghosts.has(key))
             .count();
         let shape = Shape::new(keys, missing.len() - known);
-        for (at, block) in (keys - missing.len() - found.len()..).zip(found) {
-            self.put_out(blocks, *block);
-            let life = self.again(Self::life(blocks, *block), shape, at);
-            Self::set_life(blocks, *block, life);
-        }
-        for (at, key) in (keys - missing.len()..).zip(missing) {
-            let life = match self.ghosts.take(key) {
-                Some(ghost) => self.again(ghost, shape, at),
-                None => self.begin(shape.class(at, 0)),
-            };
-            if let Some(gone) = self.ghosts.put(key, life) {
-                self.lose(gone);
-            }
-        }
+        let first_missing = keys - missing.len();
+        self.use_found(blocks, found, shape, first_missing - found.len());
+        self.use_missing(missing, shape, first_missing);
     }
 
     fn refresh(&mut self, _: &mut Blocks, _: &[BlockIdx]) {}
 
-    fn insert(&mut self, blocks: &mut Blocks, block: BlockIdx) {
-        bags::clear(blocks, block);
-        self.len += 1;
-        self.make_room_for_ghosts();
-        let life = match self.ghosts.take(&blocks.get(block).key) {
-            Some(life) => life,
-            None => self.begin(Shape::new(UNANNOUNCED, UNANNOUNCED).class(0, 0)),
-        };
-        Self::set_life(blocks, block, life);
-        self.ripe(blocks, block);
+    fn insert(&mut self, blocks: &mut Blocks, chain: &[BlockIdx]) {
+        self.settle();
+        for chain in chain.chunks(BATCH) {
+            self.len += chain.len();
+            self.make_room_for_ghosts();
+            let keys = chain.iter().map(|block| &blocks.get(*block).key);
+            self.ghosts.read_ahead(keys);
+            for block in chain {
+                bags::clear(blocks, *block);
+                let life = match self.ghosts.take(&blocks.get(*block).key) {
+                    Some(life) => life,
+                    None => self.begin(Shape::new(UNANNOUNCED, UNANNOUNCED).class(0, 0)),
+                };
+                Self::set_life(blocks, *block, life);
+                self.put_in(blocks, *block, false);
+            }
+        }
     }
 
     fn remove(&mut self, blocks: &mut Blocks, block: BlockIdx) {
         self.put_out(blocks, block);
         self.len -= 1;
         let (key, life) = (blocks.get(block).key, Self::life(blocks, block));
-        if let Some(gone) = self.ghosts.put(&key, life) {
-            self.lose(gone);
+        if self.ghosts.put_by_and_by(&key, life) {
+            self.settle();
         }
     }
 
-    fn ripe(&mut self, blocks: &mut Blocks, block: BlockIdx) {
-        if blocks.get(block).is_evictable() && !bags::holds(blocks, block) {
-            let Ghost { start, class } = Self::life(blocks, block);
-            let slot = ages::slot_of(start, self.now);
-            let bucket = self.lives.bucket(class, ages::bin_of_slot(slot, self.now));
-            self.bags
-                .put(blocks, bags::bag_of(class, slot), bucket, block, false);
-        }
+    fn ripe(&mut self, blocks: &mut Blocks, block: BlockIdx, lost: Lost) {
+        // Among equals a chain goes as a whole: what was saved together leaves together, and the next
+        // chain finds its places side by side.
+        self.put_in(blocks, block, lost == Lost::Child);
     }
 
     fn victim(&mut self, blocks: &mut Blocks) -> Option<BlockIdx> {

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The parts against hand-made cases, and the policy through a core.
 
+use super::ages::Age;
 use super::ghosts::{Ghost, Ghosts};
 use super::lives::Lives;
 use crate::core::tests::rig::{A, Rig, keys};
@@ -62,7 +63,8 @@ fn what_is_used_again_sooner_is_worth_more() {
     for _ in 0..100 {
         for (class, used_after) in [(1, Some(2)), (2, Some(200)), (3, None)] {
             lives.begin(class, 0);
-            lives.end(class, 0, used_after.unwrap_or(1000), used_after.is_some());
+            let age = Age::of(0, used_after.unwrap_or(1000));
+            lives.end(class, age, used_after.is_some());
         }
     }
     lives.pool(0);
@@ -83,7 +85,7 @@ fn lives_that_go_on_count_as_not_used_yet() {
     }
     (0..50).for_each(|_| {
         lives.begin(1, 100);
-        lives.end(1, 100, 104, true);
+        lives.end(1, Age::of(100, 104), true);
     });
     lives.pool(0);
     lives.learn(1, 0);
