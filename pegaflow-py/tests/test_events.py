@@ -57,9 +57,10 @@ def request(*blocks: int):
 
 
 def check(acts, want: list[str], announced_max: int = 100) -> None:
+    """What is said when `acts` happen; the engine publishes its hashes as numbers by default."""
     events = Events(4, announced_max)
     acts(events)
-    said = [(type(e).__name__[5:] + " " + "".join(str(h[0]) for h in e.block_hashes)) for e in events.take()]
+    said = [type(e).__name__[5:] + " " + "".join(map(str, e.block_hashes)) for e in events.take()]
     assert said == want
     assert events.take() == []
 
