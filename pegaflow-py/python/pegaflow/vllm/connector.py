@@ -65,6 +65,7 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
             block_tokens,
             delays_frees,
             tells=tells,
+            blocks=self._cache_config.num_blocks,
             groups=len(self._cache_config.kv_cache_groups),
             hybrid=engine.is_hybrid(self._cache_config),
         )

@@ -81,9 +81,11 @@ class Scheduler:
         delays_frees: bool,
         *,
         tells: bool = False,
+        blocks: int,
         groups: int = 1,
         hybrid: bool = False,
     ) -> None:
+        """`blocks`: how many the engine has."""
         self._settings = settings
         # What is there at once is pinned no longer than that.
         self._fetch_wait_ms = min(settings.fetch_wait_ms, settings.lease_ttl_ms // 2)
@@ -112,9 +114,9 @@ class Scheduler:
         self._failed_steps: deque[int] = deque(maxlen=16)
         self._saves = 0
         self._saves_through = 0
-        self._saving: dict[int, int] = {}
-        """Engine blocks that a save may still read, with its number."""
-        self._saving_order: deque[tuple[int, list[int]]] = deque()
+        self._saved_as = array.array("Q", bytes(8 * blocks))
+        """The number of the last save that reads each of the engine's blocks. An array: a table that grows with what is
+        being saved would now and then cost a step milliseconds."""
         self._leaving: dict[str, int] = {}
         """Finished requests whose blocks wait for saves, not told to the workers yet."""
         self._left_to_come: set[str] = set()
@@ -229,11 +231,6 @@ class Scheduler:
         self._saves_through = report.saves_through
         if self._events is not None:
             self._events.saved(report.saves_through, report.refused_saves)
-        while self._saving_order and self._saving_order[0][0] <= report.saves_through:
-            number, blocks = self._saving_order.popleft()
-            for block in blocks:
-                if self._saving.get(block) == number:
-                    del self._saving[block]
         for request_id in report.failed_requests:
             state = self._requests.get(request_id)
             if state is not None:
@@ -404,8 +401,8 @@ class Scheduler:
     def _save(self, state: _Request, group: int, keys: bytes, first: int, end: int) -> Save:
         blocks = state.blocks[group][first:end]
         self._saves += 1
-        self._saving.update(dict.fromkeys(blocks, self._saves))
-        self._saving_order.append((self._saves, blocks))
+        for block in blocks:
+            self._saved_as[block] = self._saves
         return Save(
             request=state.request.request_id,
             number=self._saves,
@@ -417,9 +414,10 @@ class Scheduler:
 
     def _settle(self, meta: StepMeta, blocks: Any) -> None:
         """The step writes to these blocks: saves that read them must be over."""
-        if self._saving:
-            for block in blocks:
-                meta.settle = max(meta.settle, self._saving.get(block, 0))
+        if self._saves > self._saves_through:
+            newest = max(map(self._saved_as.__getitem__, blocks), default=0)
+            if newest > self._saves_through:
+                meta.settle = max(meta.settle, newest)
 
     def _keys(self, state: _Request, count: int) -> list[bytes]:
         """Keys of the first `count` blocks, or more, group by group."""
@@ -427,7 +425,9 @@ class Scheduler:
         have = len(state.keys[0]) // KEY_BYTES
         if have < count:
             assert self._namespace is not None
-            hashes = [bytes(h) + state.suffix for h in state.request.block_hashes[have:count]]
+            hashes: list[bytes] = state.request.block_hashes[have:count]
+            if state.suffix:
+                hashes = [block + state.suffix for block in hashes]
             for group in range(self._groups):
                 state.keys[group] += self._namespace.keys(group, hashes)
         return state.keys
