@@ -17,6 +17,9 @@ use pegaflow_mem::{Access, PoolBuf, SharedMemory};
 
 use super::PAGE;
 
+/// Bytes of a huge page; wrong on some architectures, where arenas then lie on small ones.
+const HUGE_PAGE: usize = 2 << 20;
+
 /// A page-aligned run of memory that this value alone may touch.
 ///
 /// `len` bytes are in use; `capacity` bytes belong to it. Transfers move whole pages, so bytes between `len` and the end of its
@@ -263,29 +266,19 @@ impl Arena {
         let each = each.max(1).next_multiple_of(PAGE);
         let bytes = each
             .checked_mul(count.max(1))
+            .filter(|bytes| *bytes <= isize::MAX as usize - 2 * HUGE_PAGE)
             .ok_or(io::ErrorKind::InvalidInput)?;
-        // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no memory of ours.
-        let ptr = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
+        let (base, bytes) = match huge && bytes >= HUGE_PAGE {
+            true => map_aligned(bytes.next_multiple_of(HUGE_PAGE))?,
+            false => (map_any(bytes)?, bytes),
         };
-        if ptr == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
         let advice = if huge {
             libc::MADV_HUGEPAGE
         } else {
             libc::MADV_NOHUGEPAGE
         };
         // SAFETY: advice on the mapping made above; failure is harmless and ignored.
-        unsafe { libc::madvise(ptr, bytes, advice) };
-        let base = NonNull::new(ptr.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        unsafe { libc::madvise(base.as_ptr().cast(), bytes, advice) };
         let free = Mutex::new((0..count.max(1) as u32).rev().collect());
         Ok(Arc::new(Self {
             base,
@@ -326,9 +319,44 @@ impl Arena {
     }
 }
 
+fn map_any(bytes: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no memory of ours.
+    let ptr = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if ptr == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(ptr.cast()).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+}
+
+// A huge page must lie at a multiple of its size. The kernel aligns some mappings by itself, but not those of odd lengths.
+fn map_aligned(bytes: usize) -> io::Result<(NonNull<u8>, usize)> {
+    let wide = map_any(bytes + HUGE_PAGE)?;
+    let head = wide.as_ptr().align_offset(HUGE_PAGE);
+    // SAFETY: `head` is below `HUGE_PAGE`, so all of this lies inside the mapping just made, of which nobody else knows; what is given
+    // back is its beginning and its end, in whole pages.
+    unsafe {
+        let base = wide.add(head);
+        for (from, bytes) in [(wide, head), (base.add(bytes), HUGE_PAGE - head)] {
+            if bytes > 0 {
+                libc::munmap(from.as_ptr().cast(), bytes);
+            }
+        }
+        Ok((base, bytes))
+    }
+}
+
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this length; every `Buf` and `Region` holds the Arc, so none is left.
+        // SAFETY: mapped in `map` with this length; every `Buf` and `Region` holds the Arc, so none is left.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }
@@ -419,6 +447,18 @@ mod tests {
         drop(out);
         assert!(arena.take(8192).is_some());
         assert!(arena.take(8193).is_none());
+    }
+
+    #[test]
+    fn an_arena_of_any_length_can_lie_on_huge_pages() {
+        for (each, count) in [(1 << 20, 9), (PAGE, 513), (1_179_648, 12), (3 << 20, 1)] {
+            let arena = Arena::new(each, count).unwrap();
+            let base = arena.base.as_ptr() as usize;
+            assert_eq!((base % HUGE_PAGE, arena.bytes % HUGE_PAGE), (0, 0));
+            let mut all: Vec<Buf> = (0..count).map(|_| arena.take(each).unwrap()).collect();
+            all.iter_mut().for_each(|b| b.fill(1));
+            assert!(arena.take(1).is_none());
+        }
     }
 
     #[test]
