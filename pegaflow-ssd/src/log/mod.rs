@@ -247,6 +247,8 @@ struct Victim {
     segment: u32,
     /// Records still to look at; true: leaves in any case.
     todo: Vec<(u32, bool)>,
+    /// Keys whose end could not be written.
+    unburied: Vec<Key>,
     outstanding: u32,
     kept_bytes: u64,
     wrote: bool,

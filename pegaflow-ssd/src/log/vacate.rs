@@ -32,11 +32,12 @@ impl Log {
         for (index, must_leave) in std::mem::take(&mut victim.todo) {
             self.vacate(now_s, Ref { segment, index }, must_leave, effects);
         }
+        self.bury_again(segment);
         let Some(victim) = &self.victim else { return };
         if victim.failures > FAILURES_MAX {
             return self.give_up(segment);
         }
-        if victim.todo.is_empty() && victim.outstanding == 0 {
+        if victim.todo.is_empty() && victim.unburied.is_empty() && victim.outstanding == 0 {
             let wrote = victim.wrote;
             self.segment(segment).state = State::Voiding;
             match wrote {
@@ -93,6 +94,7 @@ impl Log {
         Some(Victim {
             segment: chosen.segment,
             todo: (0..records).map(|i| (i, false)).collect(),
+            unburied: Vec::new(),
             outstanding: 0,
             kept_bytes: 0,
             wrote: false,
@@ -270,7 +272,22 @@ impl Log {
         victim.failures += 1;
         match r.kind {
             RecordKind::Move { index, .. } => victim.todo.push((index, true)),
-            _ => self.bury(r.record.key, leaving),
+            _ => victim.unburied.push(r.record.key),
+        }
+    }
+
+    // A block that was stored since must not be taken along, so what is under way is waited for.
+    fn bury_again(&mut self, leaving: u32) {
+        let Some(victim) = &mut self.victim else {
+            return;
+        };
+        let pending = |key: &Key| self.pending.contains_key(key);
+        let (wait, known): (Vec<_>, Vec<_>) = victim.unburied.drain(..).partition(pending);
+        victim.unburied = wait;
+        for key in known {
+            if self.index.get(&key).is_none() {
+                self.bury(key, leaving);
+            }
         }
     }
 
