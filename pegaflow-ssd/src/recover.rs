@@ -3,8 +3,8 @@
 
 //! From what is on the device to a log. Pure: asks for bytes through a closure, decides, and hands a [`Log`] over.
 //!
-//! A sealed segment is known by its summary. A segment without one was open when the store ended: it is read whole, batch by batch, and a block
-//! counts only if its bytes match its checksum. Of several records of a key the highest sequence counts.
+//! A sealed segment is known by its summary. A segment without one was open when the store ended. If there is a header at its
+//! beginning, it is read whole, and a block counts only if its bytes match its checksum. Of several records of a key the highest sequence counts.
 
 use std::collections::HashMap;
 
@@ -123,7 +123,11 @@ impl Finder<'_, '_> {
             };
             let floor = decode_void(&tail, place).unwrap_or(0);
             self.sequence = self.sequence.max(floor);
-            match Trailer::decode(&tail, place) {
+            let trailer = Trailer::decode(&tail, place);
+            // Whatever its summary is worth: who uses the segment next must be told from it.
+            let after = trailer.map_or(0, |t| t.generation + 1);
+            self.sequence = self.sequence.max(after);
+            match trailer {
                 // Half made void: to be done again before anything else is written there.
                 Some(t) if t.generation < floor => {
                     let half = FoundSegment {
@@ -133,7 +137,7 @@ impl Finder<'_, '_> {
                     self.found[segment as usize] = Some(half);
                 }
                 Some(t) if summary_pages(t.records as usize) <= last => {
-                    sealed.push((segment, summary_pages(t.records as usize)));
+                    sealed.push((segment, summary_pages(t.records as usize), t.generation));
                 }
                 _ => open.push((segment, floor)),
             }
@@ -151,11 +155,12 @@ impl Finder<'_, '_> {
         });
     }
 
-    fn read_summaries(&mut self, sealed: &[(u32, u32)], open: &mut Vec<(u32, u64)>) {
+    fn read_summaries(&mut self, sealed: &[(u32, u32, u64)], open: &mut Vec<(u32, u64)>) {
         let pages = self.geometry.pages();
-        let wish = |(s, n): &(u32, u32)| (self.geometry.at(*s, pages - n), *n as usize * PAGE);
+        let wish =
+            |(s, n, _): &(u32, u32, u64)| (self.geometry.at(*s, pages - n), *n as usize * PAGE);
         let wishes: Vec<_> = sealed.iter().map(wish).collect();
-        for ((segment, _), bytes) in sealed.iter().zip((self.read)(&wishes)) {
+        for ((segment, _, generation), bytes) in sealed.iter().zip((self.read)(&wishes)) {
             let place = self.geometry.place(*segment);
             match bytes.and_then(|b| Seal::decode(&b, place)) {
                 Some(seal) if seal.records.iter().all(|r| self.inside(r)) => {
@@ -169,7 +174,7 @@ impl Finder<'_, '_> {
                     );
                 }
                 // The summary is damaged; the headers still say it all.
-                _ => open.push((*segment, 0)),
+                _ => open.push((*segment, *generation)),
             }
         }
     }
@@ -249,37 +254,47 @@ pub(crate) struct Scanned {
     pub(crate) torn: u64,
 }
 
-/// Goes from header to header until one is not whole or belongs to an earlier use of the segment.
+/// Collects the batches of the use of the segment that its first header tells of. Behind one that was not written whole, others may have
+/// been: the next header is looked for page by page. What an earlier use left there is of another generation.
 pub(crate) fn scan_segment(bytes: &[u8], place: Place, floor: u64) -> Scanned {
+    let pages = (bytes.len() / PAGE) as u32;
+    let header_at = |page: u32| {
+        let batch = Batch::decode(&bytes[page as usize * PAGE..], place)?;
+        (batch.page == page && batch.pages > 0 && batch.generation >= floor).then_some(batch)
+    };
     let mut out = Scanned::default();
-    let mut page = 0u32;
-    while let Some(rest) = bytes.get(page as usize * PAGE..).filter(|r| !r.is_empty()) {
-        let Some(batch) = Batch::decode(rest, place) else {
-            break;
+    let Some(first) = header_at(0) else {
+        return out;
+    };
+    out.generation = first.generation;
+    let mut page = out.take(first, bytes);
+    while page < pages {
+        let ours = |b: &Batch| b.generation == out.generation && b.sequence >= out.sequence;
+        page = match header_at(page).filter(ours) {
+            Some(batch) => out.take(batch, bytes),
+            None => page + 1,
         };
-        let first = page == 0;
-        let fits = batch.page == page
-            && batch.pages > 0
-            && batch.generation >= floor
-            && (first || (batch.generation == out.generation && batch.sequence >= out.sequence));
-        if !fits {
-            break;
-        }
-        out.generation = batch.generation;
-        out.sequence = batch.sequence + batch.records.len() as u64;
+    }
+    out
+}
+
+impl Scanned {
+    // Returns the page behind it.
+    fn take(&mut self, batch: Batch, bytes: &[u8]) -> u32 {
+        self.sequence = batch.sequence + batch.records.len() as u64;
         for record in batch.records {
             let from = record.page as usize * PAGE;
             let body = bytes.get(from..from + record.bytes as usize);
             let whole = record.tombstone || body.is_some_and(|b| checksum(b) == record.checksum);
             match whole {
-                true => out.records.push(record),
-                false => out.torn += 1,
+                true => self.records.push(record),
+                false => self.torn += 1,
             }
         }
-        page = page.saturating_add(batch.pages);
+        let end = batch.page.saturating_add(batch.pages);
+        self.used_pages = end.min((bytes.len() / PAGE) as u32);
+        end
     }
-    out.used_pages = page.min((bytes.len() / PAGE) as u32);
-    out
 }
 
 /// Which record of each key counts: none where that is a tombstone.

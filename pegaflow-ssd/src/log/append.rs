@@ -41,7 +41,8 @@ impl Log {
                 if self.free.len() <= reserve {
                     return 0;
                 }
-                self.open_segment();
+                let marked = self.has_room_for_mark(first);
+                self.open_segment(marked, effects);
                 continue;
             };
             let n = self.fitting(open, queue);
@@ -54,7 +55,15 @@ impl Log {
         }
     }
 
-    fn open_segment(&mut self) {
+    fn has_room_for_mark(&self, first: &NewRecord) -> bool {
+        let header = header_bytes(1, first.meta.len()) as u64;
+        let all_pages = (header + pages(first.bytes.into())) / PAGE as u64;
+        1 + all_pages + u64::from(summary_pages(1)) <= u64::from(self.geometry.pages())
+    }
+
+    // A segment begins with a mark, a header of no records: it is written long before the first block is, and so are its blocks' answers not
+    // held up by the first of them.
+    fn open_segment(&mut self, marked: bool, effects: &mut Vec<Effect>) {
         let Some(segment) = self.free.pop_front() else {
             return;
         };
@@ -64,6 +73,9 @@ impl Log {
         debug_assert_eq!(s.state, State::Free);
         (s.state, s.generation) = (State::Open, generation);
         self.open = Some(segment);
+        if marked {
+            self.write_batch(segment, Vec::new(), effects);
+        }
     }
 
     /// No more records for this segment; it is sealed when its batches are over.

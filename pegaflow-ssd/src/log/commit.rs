@@ -1,7 +1,7 @@
 // Copyright PegaFlow contributors.
 // SPDX-License-Identifier: Apache-2.0
 
-//! What transfers became: batches are acknowledged in order, segments sealed, flushes shared.
+//! What transfers became: batches are acknowledged, segments sealed, flushes shared.
 
 use super::{AfterFlush, Batch, Effect, InBatch, IoId, Log, PagesFor, PutId, RecordKind, State};
 use crate::error::{Error, Result};
@@ -40,7 +40,7 @@ impl Log {
                 }
             }
         }
-        if header.is_err() {
+        if header.is_err() && s.led_by(io) {
             s.broken = true;
             self.close(segment);
         } else if flushed {
@@ -107,9 +107,10 @@ impl Log {
                             .records
                             .iter_mut()
                             .for_each(|r| r.failed = Some(e.clone()));
-                        // Its header may be gone, and it led to what follows.
-                        s.broken = true;
-                        self.close(segment);
+                        if s.led_by(io) {
+                            s.broken = true;
+                            self.close(segment);
+                        }
                     }
                 }
                 self.settle_into(segment, effects);
@@ -150,11 +151,12 @@ impl Log {
         }
     }
 
-    // Whether nobody needs the next flush soon: only summaries wait for it, of few bytes of segments (which opening would read whole if the
+    // Whether nobody needs the next flush soon: only summaries and marks wait for it, of few bytes of segments (which opening would read whole if the
     // store were killed now), more blocks are on their way, and either there is room or another flush comes anyway.
     fn flush_can_wait(&self) -> bool {
         let summaries = self.flush_wanted.iter().all(|after| match after {
             AfterFlush::WriteSeal(s) => !self.segments[*s as usize].broken,
+            AfterFlush::Batch { segment, io } => self.segments[*segment as usize].marked_by(*io),
             _ => false,
         });
         let bytes = self.flush_wanted.len() as u64 * self.geometry.segment_bytes;
@@ -176,19 +178,13 @@ impl Log {
         }
     }
 
-    // Acknowledges, in order, what may be acknowledged.
+    // Acknowledges what may be acknowledged: in any order, once the segment's first header leads there.
     fn settle_into(&mut self, segment: u32, effects: &mut Vec<Effect>) {
         let flushed = self.settings.flushed;
+        let over = |b: &Batch| b.written && (b.flushed || !flushed);
         let s = &mut self.segments[segment as usize];
-        let mut over = Vec::new();
-        while !s.broken
-            && s.batches
-                .front()
-                .is_some_and(|b| b.written && (b.flushed || !flushed))
-        {
-            over.extend(s.batches.pop_front());
-        }
-        for batch in over {
+        s.led |= !s.broken && s.batches.front().is_some_and(over);
+        while let Some(batch) = self.segment(segment).take_led(over) {
             self.commit(segment, batch, effects);
         }
         self.settle(segment);

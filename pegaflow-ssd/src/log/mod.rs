@@ -7,7 +7,8 @@
 //! became of it comes back through `*_done`. So every interleaving and every crash can be played through in a test.
 //!
 //! Invariants:
-//! - A block is found (and acknowledged) only when its header, its bytes and every earlier header of its segment are written.
+//! - A block is found (and acknowledged) only when its header, its bytes and the first header of its segment are written. The first says
+//!   that the segment is in use; the others are found wherever they are.
 //! - A segment's summary is written only when all of its batches are over and flushed.
 //! - A segment is used again only when it is void on the device, and it is made void only when what must outlive it is elsewhere.
 //! - `shadows` names every segment that holds an outdated record of a key; while there is one, the key's newest record (block or
@@ -179,7 +180,9 @@ struct Segment {
     batches: VecDeque<Batch>,
     /// Sequences of the index's records of this segment; only until it is sealed.
     sequences: Vec<u64>,
-    /// A header could not be written: what follows it is reached through the summary only.
+    /// The first header is written, as durably as was asked for: who opens the store sees that there is something, and looks on.
+    led: bool,
+    /// The first header could not be written: what follows it is reached through the summary only.
     broken: bool,
 }
 
@@ -197,8 +200,25 @@ impl Segment {
             reads: 0,
             batches: VecDeque::new(),
             sequences: Vec::new(),
+            led: false,
             broken: false,
         }
+    }
+
+    /// Whether this is the first batch, on its way.
+    fn led_by(&self, io: IoId) -> bool {
+        !self.led && self.batches.front().is_some_and(|b| b.io == io)
+    }
+
+    /// A batch that may be acknowledged.
+    fn take_led(&mut self, over: impl Fn(&Batch) -> bool) -> Option<Batch> {
+        let at = self.batches.iter().position(over).filter(|_| self.led)?;
+        self.batches.remove(at)
+    }
+
+    /// Whether this batch is the mark of a new segment.
+    fn marked_by(&self, io: IoId) -> bool {
+        self.led_by(io) && self.batches[0].records.is_empty()
     }
 }
 

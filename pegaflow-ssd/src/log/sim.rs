@@ -153,6 +153,28 @@ impl Sim {
         self.run(effects);
     }
 
+    /// What waits goes into the log.
+    pub(super) fn take(&mut self) {
+        let mut effects = Vec::new();
+        self.log.append(self.now_s, &mut self.queue, &mut effects);
+        self.run(effects);
+    }
+
+    /// Until only the batch with this block is under way.
+    pub(super) fn drain_but(&mut self, slow: PutId) {
+        let is_slow = |doing: &Doing| matches!(doing, Doing::Batch { parts, .. } if parts.iter().any(|(p, _)| *p == slow));
+        while let Some(id) = self
+            .doing
+            .iter()
+            .find(|(_, (_, d))| !is_slow(d))
+            .map(|(id, _)| *id)
+        {
+            let mut effects = Vec::new();
+            self.end(id, &mut effects);
+            self.run(effects);
+        }
+    }
+
     /// Until nothing moves any more.
     pub(super) fn drain(&mut self) {
         for _ in 0..10_000 {

@@ -14,6 +14,9 @@ use sim::{Rng, Sim};
 
 use super::*;
 use crate::format::checksum;
+use crate::reclaim;
+use crate::recover::FoundSegment;
+use crate::settings::Reclaim;
 
 const KEYS: u64 = 24;
 
@@ -239,18 +242,21 @@ fn whatever_happens_the_log_keeps_its_word() {
     }
 }
 
-fn store_one(sim: &mut Sim, put: u64, k: u64, bytes: u32) {
-    let body = body(put, bytes);
-    let record = NewRecord {
+fn block(put: u64, k: u64, body: &[u8]) -> NewRecord {
+    NewRecord {
         put: PutId(put),
         key: key(k),
-        bytes,
-        checksum: checksum(&body),
+        bytes: body.len() as u32,
+        checksum: checksum(body),
         expires_s: 0,
         meta: put.to_le_bytes().to_vec(),
         kind: RecordKind::Put,
-    };
-    sim.offer(record, body);
+    }
+}
+
+fn store_one(sim: &mut Sim, put: u64, k: u64, bytes: u32) {
+    let body = body(put, bytes);
+    sim.offer(block(put, k, &body), body);
     sim.drain();
 }
 
@@ -279,4 +285,187 @@ fn pinned_blocks_stay() {
         }
         assert!(sim.log.peek(&key(0), sim.now_s).is_some(), "seed {seed}");
     }
+}
+
+#[test]
+fn a_block_is_stored_when_it_is_written_however_slow_an_earlier_one_is() {
+    for seed in 0..200 {
+        let mut sim = Sim::new(seed);
+        sim.faults = false;
+        for k in 0..2 {
+            let body = body(k, 4096);
+            sim.offer(block(k, k, &body), body);
+            sim.take();
+        }
+        // The device has the first block all the time.
+        sim.drain_but(PutId(0));
+        assert_eq!(sim.done, [(PutId(1), Ok(()))], "seed {seed}");
+        sim.crash();
+        let found = sim.log.peek(&key(1), sim.now_s);
+        let found = found.unwrap_or_else(|| panic!("seed {seed}: it was acknowledged"));
+        assert_eq!(sim.read(&found).map(|(b, _)| b), Some(body(1, 4096)));
+    }
+}
+
+/// A log as a kill can leave it: every segment is full. The blocks (or removals) of each, oldest first.
+fn full_log(policy: Reclaim, segments: &[&[(u64, bool)]]) -> Log {
+    let geometry = Geometry {
+        store: 42,
+        segment_bytes: 16 * PAGE as u64,
+        segments: segments.len() as u32,
+    };
+    let settings = LogSettings {
+        flushed: false,
+        batch_bytes_max: 4096,
+        second_chance_percent_max: 50,
+        pinned_percent_max: 40,
+    };
+    let mut sequence = 0;
+    let found = segments.iter().map(|records| {
+        sequence += 1;
+        let generation = sequence;
+        let records = records.iter().map(|(k, tombstone)| {
+            sequence += 1;
+            Record {
+                key: key(*k),
+                checksum: 0,
+                sequence,
+                page: 1,
+                bytes: if *tombstone { 0 } else { 100 },
+                expires_s: 0,
+                header_page: 0,
+                header_index: 0,
+                tombstone: *tombstone,
+            }
+        });
+        Some(FoundSegment {
+            generation,
+            used_pages: 14,
+            sealed: true,
+            records: records.collect(),
+            ..FoundSegment::default()
+        })
+    });
+    let found = found.collect();
+    Log::restore(geometry, settings, reclaim::policy(policy), 100, found)
+}
+
+// Plays a device that does at once what it is told, and has no block to read. Panics if the log does not come to rest with room.
+fn comes_to_rest(log: &mut Log, mut effects: Vec<Effect>) {
+    for _ in 0..100 {
+        for effect in std::mem::take(&mut effects) {
+            match effect {
+                Effect::WriteBatch { io, .. } => log.batch_done(0, io, Ok(()), &[], &mut effects),
+                Effect::WritePages { io, .. } => log.pages_done(0, io, Ok(()), &mut effects),
+                Effect::Flush { io } => log.flush_done(0, io, Ok(()), &mut effects),
+                Effect::Move { put, .. } => log.move_ready(0, put, Ok(vec![]), &mut effects),
+                Effect::Done { .. } => {}
+            }
+        }
+        if effects.is_empty() {
+            assert!(log.idle(), "something waits for ever");
+            assert!(log.stats().free_segments > 0, "no room was made");
+            return;
+        }
+    }
+    panic!("it does not come to rest");
+}
+
+#[test]
+fn with_every_segment_full_what_was_read_gets_no_second_chance() {
+    let mut log = full_log(
+        Reclaim::Clock,
+        &[&[(0, false)], &[(1, false)], &[(2, false)], &[(3, false)]],
+    );
+    for k in 0..4 {
+        log.lookup(&key(k), 0);
+    }
+    let mut effects = Vec::new();
+    log.start(0, &mut effects);
+    comes_to_rest(&mut log, effects);
+    assert_eq!(
+        (log.peek(&key(0), 0), log.peek(&key(3), 0).is_some()),
+        (None, true)
+    );
+}
+
+#[test]
+fn with_every_segment_full_the_oldest_leaves_although_another_is_empty() {
+    // The removal of key 0 must outlive the block: nothing may be void before it is written elsewhere, and there is no elsewhere.
+    let mut log = full_log(
+        Reclaim::Fifo,
+        &[
+            &[(0, false), (9, false)],
+            &[(0, true)],
+            &[(2, false)],
+            &[(3, false)],
+        ],
+    );
+    let mut effects = Vec::new();
+    log.start(0, &mut effects);
+    comes_to_rest(&mut log, effects);
+    assert_eq!((log.peek(&key(0), 0), log.peek(&key(9), 0)), (None, None));
+}
+
+#[test]
+fn an_end_that_could_not_be_written_takes_no_later_block_along() {
+    for later in [false, true] {
+        // Key 7 was replaced; when the newer block leaves, its end must be written, or the older comes back.
+        let mut log = full_log(
+            Reclaim::Fifo,
+            &[
+                &[(7, false)],
+                &[(0, false)],
+                &[(7, false)],
+                &[(3, false)],
+                &[],
+            ],
+        );
+        log.free.push_back(4);
+        *log.segment(4) = Segment::new();
+        log.shadow(key(7), 1);
+        let mut effects = Vec::new();
+        let bury = NewRecord {
+            kind: RecordKind::Bury { segment: 2 },
+            ..block(PutId::INTERNAL, 7, &[])
+        };
+        log.forget(&key(7));
+        log.segment(2).state = State::Vacating;
+        log.victim = Some(Victim {
+            segment: 2,
+            todo: vec![],
+            unburied: vec![],
+            outstanding: 1,
+            kept_bytes: 0,
+            wrote: false,
+            failures: 0,
+        });
+        log.append_batch(&mut VecDeque::from([bury]), &mut effects);
+        if later {
+            let put = block(1, 7, &[1; 10]);
+            log.append_batch(
+                &mut VecDeque::from([NewRecord {
+                    put: PutId(PutId::INTERNAL + 1),
+                    ..put
+                }]),
+                &mut effects,
+            );
+        }
+        let Some(Effect::WriteBatch { io, .. }) = effects
+            .iter()
+            .find(|e| is_of(e, PutId(PutId::INTERNAL)))
+            .cloned()
+        else {
+            panic!("its end is not on its way")
+        };
+        effects.retain(|e| !is_of(e, PutId(PutId::INTERNAL)));
+        let failed = [(PutId(PutId::INTERNAL), Error::Cancelled)];
+        log.batch_done(0, io, Ok(()), &failed, &mut effects);
+        comes_to_rest(&mut log, effects);
+        assert_eq!(log.peek(&key(7), 0).is_some(), later);
+    }
+}
+
+fn is_of(effect: &Effect, put: PutId) -> bool {
+    matches!(effect, Effect::WriteBatch { parts, .. } if parts.iter().any(|(p, _)| *p == put))
 }
