@@ -26,6 +26,8 @@ const REGISTERED_BYTES_MAX: usize = 1 << 30;
 const REGISTERED_MAX: u32 = 256;
 const WAKE: u64 = u64::MAX;
 const CANCEL: u64 = u64::MAX - 1;
+/// Set in the name of the second entry of a transfer that was cut in two.
+const REST: u64 = 1 << 32;
 
 /// How to make a ring.
 #[derive(Debug, Clone)]
@@ -78,6 +80,16 @@ struct Slot {
     iovecs: Vec<libc::iovec>,
     total: usize,
     moved: usize,
+    /// Set while the transfer is with the kernel as two entries.
+    cut: Option<Cut>,
+}
+
+/// A transfer cut behind its first piece: an entry with several pieces cannot name registered memory, so its pages would be pinned anew.
+struct Cut {
+    first_bytes: usize,
+    answers: usize,
+    moved: usize,
+    cancelled: bool,
 }
 
 /// One io_uring with its registered file and buffers.
@@ -189,7 +201,9 @@ impl Ring {
         slot.total = job.pieces.iter().map(|p| p.bytes).sum();
         slot.moved = 0;
         slot.job = Some(job);
-        self.start(index);
+        if !self.start_cut(index) {
+            self.start(index);
+        }
         Ok(())
     }
 
@@ -197,11 +211,11 @@ impl Ring {
     pub fn cancel(&mut self, token: u64) {
         let holds = |s: &Slot| s.job.as_ref().is_some_and(|j| j.token == token);
         if let Some(index) = self.slots.iter().position(holds) {
-            self.submit_entry(
-                opcode::AsyncCancel::new(index as u64)
-                    .build()
-                    .user_data(CANCEL),
-            );
+            let rest = self.slots[index].cut.as_ref().map(|_| REST);
+            for part in [Some(0), rest].into_iter().flatten() {
+                let cancel = opcode::AsyncCancel::new(index as u64 | part);
+                self.submit_entry(cancel.build().user_data(CANCEL));
+            }
         }
     }
 
@@ -275,6 +289,40 @@ impl Ring {
         self.submit_entry(entry);
     }
 
+    /// Starts a read of several pieces as two entries, if the first piece is registered memory.
+    fn start_cut(&mut self, index: u32) -> bool {
+        let slot = &mut self.slots[index as usize];
+        let Some(job) = slot.job.as_ref().filter(|job| job.kind == IoKind::Read) else {
+            return false;
+        };
+        let [first, rest @ ..] = &job.pieces[..] else {
+            return false;
+        };
+        let (address, first_bytes) = (first.buf.address(), first.bytes);
+        let Some(region) = registered(&self.regions, address, first_bytes) else {
+            return false;
+        };
+        if rest.is_empty() || rest.len() > IOVECS_MAX {
+            return false;
+        }
+        let file = types::Fixed(0);
+        let one = opcode::ReadFixed::new(file, address, first_bytes as u32, region)
+            .offset(job.at)
+            .build();
+        slot.moved = first_bytes;
+        let other = transfer_entry(slot, &self.regions);
+        slot.moved = 0;
+        slot.cut = Some(Cut {
+            first_bytes,
+            answers: 0,
+            moved: 0,
+            cancelled: false,
+        });
+        self.submit_entry(one.user_data(index.into()));
+        self.submit_entry(other.user_data(u64::from(index) | REST));
+        true
+    }
+
     fn submit_entry(&mut self, entry: squeue::Entry) {
         loop {
             // SAFETY: the memory the entry points to is owned by its slot (buffers and iovecs), which keeps it until the completion
@@ -296,7 +344,33 @@ impl Ring {
                 }
             }
             CANCEL => {}
+            index if self.slots[index as u32 as usize].cut.is_some() => {
+                self.part_transferred(index as u32, index & REST != 0, cqe.result());
+            }
             index => self.transferred(index as u32, cqe.result()),
+        }
+    }
+
+    /// One of the two entries of a cut transfer is over. What did not succeed whole is tried again in one, which tells how far it gets.
+    fn part_transferred(&mut self, index: u32, is_rest: bool, n: i32) {
+        let slot = &mut self.slots[index as usize];
+        let Some(cut) = slot.cut.as_mut() else { return };
+        let whole = match is_rest {
+            true => slot.total - cut.first_bytes,
+            false => cut.first_bytes,
+        };
+        cut.answers += 1;
+        cut.cancelled |= n == -libc::ECANCELED;
+        cut.moved += usize::try_from(n).map_or(0, |n| if n == whole { n } else { 0 });
+        if cut.answers < 2 {
+            return;
+        }
+        let (moved, cancelled) = (cut.moved, cut.cancelled);
+        slot.cut = None;
+        match moved == slot.total {
+            true => self.finish(index, Ok(())),
+            false if cancelled => self.finish(index, Err(Error::Cancelled)),
+            false => self.again.push_back(index),
         }
     }
 
@@ -378,6 +452,19 @@ fn build(entries: u32, settings: &RingSettings) -> io::Result<IoUring> {
     modern.build(entries).or_else(|_| builder.build(entries))
 }
 
+/// Which registered buffer has these bytes.
+fn registered(regions: &[(Region, u16)], ptr: *mut u8, bytes: usize) -> Option<u16> {
+    let holds = |(region, _): &&(Region, u16)| region.holds(ptr as usize, bytes);
+    regions.iter().find(holds).map(|(_, index)| *index)
+}
+
+/// The last piece, if it is all that is left after `moved` bytes.
+fn last_piece(job: &RingJob, moved: usize) -> Option<&Piece> {
+    let (last, before) = job.pieces.split_last()?;
+    let before: usize = before.iter().map(|piece| piece.bytes).sum();
+    (before == moved).then_some(last)
+}
+
 fn transfer_entry(slot: &mut Slot, regions: &[(Region, u16)]) -> squeue::Entry {
     let file = types::Fixed(0);
     let job = slot
@@ -390,11 +477,7 @@ fn transfer_entry(slot: &mut Slot, regions: &[(Region, u16)]) -> squeue::Entry {
         let ptr = piece.buf.address().wrapping_add(slot.moved);
         let bytes = piece.bytes - slot.moved;
         let n = bytes as u32;
-        let fixed = regions
-            .iter()
-            .find(|(r, _)| r.holds(ptr as usize, bytes))
-            .map(|(_, i)| *i);
-        return match (reads, fixed) {
+        return match (reads, registered(regions, ptr, bytes)) {
             (true, Some(i)) => opcode::ReadFixed::new(file, ptr, n, i).offset(at).build(),
             (false, Some(i)) => opcode::WriteFixed::new(file, ptr, n, i).offset(at).build(),
             (true, None) => opcode::Read::new(file, ptr, n).offset(at).build(),
@@ -402,6 +485,15 @@ fn transfer_entry(slot: &mut Slot, regions: &[(Region, u16)]) -> squeue::Entry {
         };
     }
     slot.iovecs.clear();
+    if let Some(piece) = last_piece(job, slot.moved) {
+        let fixed = registered(regions, piece.buf.address(), piece.bytes);
+        if let (true, Some(region)) = (reads, fixed) {
+            let (ptr, n) = (piece.buf.address(), piece.bytes as u32);
+            return opcode::ReadFixed::new(file, ptr, n, region)
+                .offset(at)
+                .build();
+        }
+    }
     let mut skip = slot.moved;
     for piece in &job.pieces {
         let here = skip.min(piece.bytes);

@@ -12,6 +12,7 @@ use std::collections::{HashMap, VecDeque};
 
 use pegaflow_meta::{BlockKey, GroupId};
 
+use super::window::Window;
 use crate::core::{LeaseId, NamespaceIndex, Place, TicketId};
 
 /// Names one fetch. Never used twice.
@@ -35,6 +36,8 @@ pub struct Job {
     pub item: u32,
     /// Bytes of the block.
     pub bytes: u64,
+    /// Checksums that come with it.
+    pub checksums: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,8 +65,9 @@ pub enum TakeBack {
 }
 
 /// All fetches under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Fetches {
+    window: Window,
     table: HashMap<FetchId, Fetch>,
     by_key: HashMap<BlockKey, FetchId>,
     wants: HashMap<TicketId, Vec<FetchId>>,
@@ -73,6 +77,20 @@ pub struct Fetches {
 }
 
 impl Fetches {
+    /// Nothing is under way. At most `window_bytes_max` bytes are read at once, or one block.
+    #[must_use]
+    pub fn new(window_bytes_max: u64) -> Self {
+        Self {
+            window: Window::new(window_bytes_max),
+            table: HashMap::new(),
+            by_key: HashMap::new(),
+            wants: HashMap::new(),
+            queue: VecDeque::new(),
+            bytes: 0,
+            next_id: 0,
+        }
+    }
+
     /// Bytes of the blocks under way.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -157,13 +175,25 @@ impl Fetches {
         }
     }
 
-    /// The next block to read.
+    /// Bytes of the blocks being read.
+    #[must_use]
+    pub fn reading_bytes(&self) -> u64 {
+        self.window.with_drive()
+    }
+
+    /// The next block to read, if the drive should get another now.
     pub fn take(&mut self) -> Option<(FetchId, Job)> {
-        while let Some(id) = self.queue.pop_front() {
-            if let Some(fetch) = self.table.get_mut(&id) {
-                fetch.stage = Stage::Reading;
-                return Some((id, fetch.job));
+        while let Some(id) = self.queue.front().copied() {
+            let Some(fetch) = self.table.get_mut(&id) else {
+                self.queue.pop_front();
+                continue;
+            };
+            if !self.window.ask(fetch.job.bytes) {
+                return None;
             }
+            self.queue.pop_front();
+            fetch.stage = Stage::Reading;
+            return Some((id, fetch.job));
         }
         None
     }
@@ -175,6 +205,7 @@ impl Fetches {
             return false;
         };
         fetch.stage = Stage::Queued;
+        self.window.answered(fetch.job.bytes, true);
         self.queue.push_back(id);
         true
     }
@@ -185,9 +216,12 @@ impl Fetches {
     }
 
     fn forget(&mut self, id: FetchId) -> Option<Job> {
-        let job = self.table.remove(&id)?.job;
+        let Fetch { job, stage, .. } = self.table.remove(&id)?;
         self.by_key.remove(&job.key);
         self.bytes -= job.bytes;
+        if stage != Stage::Queued {
+            self.window.answered(job.bytes, !self.table.is_empty());
+        }
         Some(job)
     }
 }
@@ -207,6 +241,7 @@ mod tests {
             lease: LeaseId(1),
             item: key.into(),
             bytes: 10,
+            checksums: 1,
         }
     }
 
@@ -216,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_thousand_lookups_cause_one_fetch_and_the_last_takes_it_back() {
-        let mut fetches = Fetches::default();
+        let mut fetches = Fetches::new(1 << 20);
         let id = fetches.begin(job(1));
         assert!((0..1000).all(|n| fetches.want(TicketId(n), &keys(&[1, 9])) == 1));
         assert_eq!(fetches.take(), Some((id, job(1))));
@@ -233,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_fetch_taken_back_too_early_goes_again() {
-        let mut fetches = Fetches::default();
+        let mut fetches = Fetches::new(1 << 20);
         let id = fetches.begin(job(1));
         fetches.want(TicketId(1), &keys(&[1]));
         fetches.take();
@@ -267,7 +302,7 @@ mod tests {
         /// Against a plain list of what is under way: every job comes back exactly once, bytes add up.
         #[test]
         fn every_job_comes_back_once(ops in prop::collection::vec(op(), 0..200)) {
-            let (mut fetches, mut out) = (Fetches::default(), vec![]);
+            let (mut fetches, mut out) = (Fetches::new(1 << 20), vec![]);
             let mut under_way: BTreeMap<FetchId, (u8, bool)> = BTreeMap::new();
             for op in ops {
                 match op {
@@ -310,6 +345,8 @@ mod tests {
                 }
                 prop_assert_eq!(fetches.len(), under_way.len());
                 prop_assert_eq!(fetches.bytes(), 10 * under_way.len() as u64);
+                let reading = under_way.values().filter(|(_, reading)| *reading).count();
+                prop_assert_eq!(fetches.reading_bytes(), 10 * reading as u64);
             }
         }
     }

@@ -76,6 +76,38 @@ fn bytes_come_back_from_registered_scattered_and_plain_memory() {
 }
 
 #[test]
+fn a_read_of_several_pieces_uses_registered_memory_for_the_first() {
+    let arena = Arena::new(16384, 2).unwrap();
+    let Some(mut ring) = ring(file(1 << 20)) else {
+        return;
+    };
+    ring.register(&arena.region());
+    let bytes: Vec<u8> = (0..8 * 4096u32).map(|i| (i / 512) as u8).collect();
+    let whole = vec![Piece::whole(Buf::copy_of(&bytes))];
+    run(&mut ring, IoKind::Write, 0, whole).result.unwrap();
+    let check = |ring: &mut Ring, others: Vec<Buf>, at: u64, want: Option<usize>| {
+        let pieces = std::iter::once(arena.take(16384).unwrap()).chain(others);
+        let read = run(ring, IoKind::Read, at, pieces.map(Piece::whole).collect());
+        let all = read.pieces.iter().flat_map(|p| p.buf.whole()).copied();
+        match want {
+            Some(n) => assert_eq!(all.collect::<Vec<_>>(), bytes[at as usize..][..n]),
+            None => assert!(matches!(read.result, Err(Error::EndOfDevice { .. }))),
+        }
+    };
+    check(&mut ring, vec![Buf::new(4096)], 4096, Some(5 * 4096));
+    let registered = arena.take(4096).unwrap();
+    check(&mut ring, vec![registered], 0, Some(8 * 4096));
+    check(
+        &mut ring,
+        vec![Buf::new(4096), Buf::new(8192)],
+        0,
+        Some(7 * 4096),
+    );
+    // Cut short by the end of the file: as if it had been one.
+    check(&mut ring, vec![Buf::new(4096)], (1 << 20) - 16384, None);
+}
+
+#[test]
 fn the_end_of_the_file_is_an_error_with_the_buffer() {
     let Some(mut ring) = ring(file(1 << 20)) else {
         return;

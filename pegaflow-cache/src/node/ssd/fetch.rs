@@ -72,6 +72,7 @@ impl Reader {
                 let ended = ids.iter().filter_map(|id| self.poll(FetchId(*id)));
                 let ended = ended.collect();
                 self.end_all(ended);
+                self.begin();
             }
             self.begin();
             self.reap_late();
@@ -102,7 +103,7 @@ impl Reader {
             if next.is_empty() {
                 return;
             }
-            let (jobs, gets) = self.gets(&next);
+            let (jobs, gets) = self.gets(next);
             let mut refused = vec![];
             for ((id, job), answer) in jobs.into_iter().zip(self.tier.store.get_batch(gets)) {
                 match answer {
@@ -121,42 +122,31 @@ impl Reader {
         }
     }
 
+    /// What to read next, and the bytes that are being read before it.
     fn next_jobs(&self) -> (Vec<(FetchId, Job)>, u64) {
-        let reading: u64 = self.reading.values().map(|reading| reading.bytes).sum();
         let mut fetching = self.tier.fetches.lock();
+        let reading = fetching.fetches.reading_bytes();
         let next = std::iter::from_fn(|| fetching.fetches.take()).take(BATCH);
         (next.collect(), reading)
     }
 
-    /// What to ask the store for. The pool's place and a trailer are filled in one transfer.
-    fn gets(&mut self, next: &[(FetchId, Job)]) -> (Vec<(FetchId, Job)>, Vec<Get>) {
-        let facts = self.shared.with(|state, _| {
-            let facts = next.iter().map(|(_, job)| {
-                let memory = state.pools[usize::from(job.place.pool())].data.clone();
-                (
-                    memory,
-                    layout_of(state, job).map_or(0, GroupLayout::checksums),
-                )
-            });
-            facts.collect::<Vec<_>>()
-        });
-        let (mut jobs, mut gets) = (vec![], vec![]);
-        for ((id, job), (memory, checksums)) in next.iter().zip(facts) {
+    /// What to ask the store for. The pool's place and a trailer are filled in one transfer. Takes no
+    /// lock of the node: a lookup may have begun the fetch and hold it.
+    fn gets(&self, next: Vec<(FetchId, Job)>) -> (Vec<(FetchId, Job)>, Vec<Get>) {
+        let get = |(id, job): (FetchId, Job)| {
+            let memory = self.tier.pools[usize::from(job.place.pool())].clone();
             let run = PoolBuf::new(memory, job.place.offset(), run_bytes(job.bytes));
             let run = run.ok().and_then(|run| Buf::of_pool(run).ok());
             debug_assert!(run.is_some(), "a place is whole pages of its pool");
-            if let Some(run) = run {
-                let key = Key(job.key.0);
-                let bufs = vec![run, Buf::new(trailer_bytes(checksums))];
-                gets.push(Get {
-                    key,
-                    bufs,
-                    meta: false,
-                });
-                jobs.push((*id, *job));
-            }
-        }
-        (jobs, gets)
+            let trailer = self.tier.trailer_buf(trailer_bytes(job.checksums));
+            let get = Get {
+                key: Key(job.key.0),
+                bufs: vec![run?, trailer],
+                meta: false,
+            };
+            Some(((id, job), get))
+        };
+        next.into_iter().filter_map(get).unzip()
     }
 
     fn wait_for(&mut self, id: FetchId, job: &Job, ticket: Ticket<Fetched>, ahead_bytes: u64) {

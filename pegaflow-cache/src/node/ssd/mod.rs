@@ -22,9 +22,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
+use pegaflow_mem::SharedMemory;
 use pegaflow_meta::BlockKey;
 use pegaflow_ssd::settings::{Admission, IoSettings, Reclaim, Settings};
-use pegaflow_ssd::{BlockStore, Device, Region, SsdStore};
+use pegaflow_ssd::{Arena, BlockStore, Buf, Device, PAGE, Region, SsdStore};
 
 pub use stats::SsdStats;
 
@@ -49,14 +50,24 @@ const SUSPECTS_MAX: usize = 1 << 16;
 /// Room in the store's queues beyond what the tier's own budgets let through.
 const QUEUE_SLACK_BYTES: u64 = 512 << 20;
 
+/// Bytes of reads handed to each drive: as many as it has under way at once by default, and as many
+/// again, so that it need not wait for this tier's thread.
+const READ_BYTES_MAX: u64 = 128 << 20;
+/// Trailers of blocks being read that need no memory of their own.
+const TRAILERS: usize = 256;
+
 /// What the tier's threads, the node's calls and its janitor share.
 pub(super) struct Tier {
     store: SsdStore,
     /// Who fetches, as the core knows it.
     session: SessionId,
+    /// The memory of each pool.
+    pools: Vec<Arc<SharedMemory>>,
     settings: SsdSettings,
     fetch_bytes_max: u64,
     fetches: Mutex<Fetching>,
+    /// Memory for trailers of blocks being read; none if there was none to be had.
+    trailers: Option<Arc<Arena>>,
     spill: Mutex<Spill>,
     estimate: Mutex<Estimate>,
     breaker: Mutex<Breaker>,
@@ -69,7 +80,7 @@ pub(super) struct Tier {
     counters: Counters,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Fetching {
     fetches: Fetches,
     take_backs: Vec<TakeBack>,
@@ -151,6 +162,12 @@ fn store_settings(settings: &SsdSettings) -> Settings {
     }
 }
 
+fn trailers(store: &SsdStore) -> Option<Arc<Arena>> {
+    let arena = Arena::new(PAGE, TRAILERS).ok()?;
+    store.register(&arena.region());
+    Some(arena)
+}
+
 impl Tier {
     /// The tier over an open store. `recovered` are blocks of an earlier run that the pools have.
     pub(super) fn new(
@@ -160,8 +177,10 @@ impl Tier {
         state: &State,
         recovered: Vec<Candidate>,
     ) -> Self {
-        for pool in &state.pools {
-            store.register(&Region::of_pool(pool.data.clone()));
+        let pools = state.pools.iter().map(|pool| pool.data.clone());
+        let pools: Vec<_> = pools.collect();
+        for pool in &pools {
+            store.register(&Region::of_pool(pool.clone()));
         }
         let capacity = state.core.stats().capacity_bytes;
         // What is held for the drive cannot make room for saves.
@@ -171,11 +190,15 @@ impl Tier {
             spill.offer(block);
         }
         Self {
-            store,
             session,
+            pools,
             fetch_bytes_max: settings.fetch_bytes_max.min(capacity / 2),
             settings: settings.clone(),
-            fetches: Mutex::default(),
+            fetches: Mutex::new(Fetching {
+                fetches: Fetches::new(READ_BYTES_MAX * settings.paths().count().max(1) as u64),
+                take_backs: vec![],
+            }),
+            trailers: trailers(&store),
             spill: Mutex::new(spill),
             estimate: Mutex::new(Estimate::of(Source::Ssd)),
             breaker: Mutex::default(),
@@ -184,6 +207,7 @@ impl Tier {
             reader: Arc::default(),
             writer: Arc::default(),
             counters: Counters::default(),
+            store,
         }
     }
 
@@ -231,6 +255,12 @@ impl Tier {
     fn takes(&self, bytes: u64) -> bool {
         let pages = trailer::run_bytes(bytes);
         bytes >= pegaflow_ssd::PAGE as u64 && pages < self.store.block_bytes_max()
+    }
+
+    /// Memory for a trailer of so many bytes.
+    fn trailer_buf(&self, bytes: usize) -> Buf {
+        let kept = self.trailers.as_ref().and_then(|arena| arena.take(bytes));
+        kept.unwrap_or_else(|| Buf::new(bytes))
     }
 
     /// Figures.

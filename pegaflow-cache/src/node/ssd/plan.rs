@@ -5,6 +5,7 @@
 //! Runs under the node's lock, so nothing it sees can change before it is used. It asks the store's
 //! index, never the drive.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pegaflow_meta::BlockKey;
@@ -14,11 +15,13 @@ use super::Tier;
 use crate::core::{Answer, FetchRequest, LookupRequest, Now, Presence, SessionId};
 use crate::error::Result;
 use crate::node::state::State;
-use crate::tier::fetch::Job;
+use crate::tier::fetch::{Fetches, Job};
 use crate::tier::plan::{Limits, Place, Plan, plan};
 
 /// Keys looked for on SSD at once: a prefix often ends early.
 const CHUNK: usize = 64;
+/// Blocks whose fetch begins before room is made for the rest.
+const FIRST: usize = 16;
 
 impl Tier {
     /// Extends a lookup that was just made, and has a ticket, by blocks on SSD: their fetch is begun
@@ -47,13 +50,13 @@ impl Tier {
         let Some(plan) = self.plan(state, request, &places) else {
             return Ok(fetching);
         };
-        let more = self.begin(state, now, request, known, &plan)?;
+        let (more, begun) = self.begin(state, now, request, known, &plan)?;
         let State { core, lookup, .. } = state;
-        core.follow_on(now, session, request, more, lookup)?;
-        let followed = &request.keys[known..][..more as usize];
-        fetching += self.fetches.lock().fetches.want(ticket, followed);
-        self.reader.ring();
-        Ok(fetching)
+        if let Err(error) = core.follow_on(now, session, request, more, lookup) {
+            self.wait_over(ticket);
+            return Err(error.into());
+        }
+        Ok(fetching + begun)
     }
 
     /// Where the blocks from key `known` on are, as far as there is no gap.
@@ -114,7 +117,8 @@ impl Tier {
         (plan.fetches > 0).then_some(plan)
     }
 
-    /// Reserves places for what is to be fetched and queues it. How many blocks can be followed.
+    /// Reserves places for what is to be fetched and queues it. How many blocks can be followed, and
+    /// how many of these come from SSD.
     fn begin(
         &self,
         state: &mut State,
@@ -122,13 +126,42 @@ impl Tier {
         request: &LookupRequest<'_>,
         known: usize,
         plan: &Plan,
-    ) -> Result<u32> {
-        let before = known.checked_sub(1);
+    ) -> Result<(u32, u32)> {
+        let blocks = plan.blocks as usize;
+        // Making room for all takes longer than reading the first. With blocks of the pool in between
+        // it is one request: that evicts none of them.
+        let first = match plan.fetches == plan.blocks {
+            true => blocks.min(FIRST),
+            false => blocks,
+        };
+        let (mut more, mut begun) = self.begin_some(state, now, request, known..known + first)?;
+        if more == first && first < blocks {
+            let rest = known + first..known + blocks;
+            // What has begun is followed, whatever becomes of the rest.
+            let rest = self.begin_some(state, now, request, rest);
+            let rest = rest.unwrap_or_default();
+            (more, begun) = (more + rest.0, begun + rest.1);
+        }
+        let refused = (blocks - more) as u64;
+        self.counters.plan_no_room.fetch_add(refused, Relaxed);
+        Ok((more as u32, begun))
+    }
+
+    /// Reserves places for the keys in `range` and queues their fetch. How many of them can be followed,
+    /// and how many of these come from SSD.
+    fn begin_some(
+        &self,
+        state: &mut State,
+        now: Now,
+        request: &LookupRequest<'_>,
+        range: Range<usize>,
+    ) -> Result<(usize, u32)> {
+        let before = range.start.checked_sub(1);
         let wanted = FetchRequest {
             namespace: request.namespace,
             group: request.group,
             parent: before.and_then(|at| request.keys.get(at)).copied(),
-            keys: &request.keys[known..][..plan.blocks as usize],
+            keys: &request.keys[range],
         };
         let State {
             core,
@@ -138,38 +171,18 @@ impl Tier {
         } = state;
         core.reserve_fetch(now, self.session, &wanted, reserve, actions)?;
         state.apply(None);
-        let answers = &state.reserve.answers;
-        let room = answers
-            .iter()
-            .take_while(|answer| **answer != Answer::OutOfBudget)
-            .count();
-        let refused = plan.blocks - room as u32;
-        self.counters
-            .plan_no_room
-            .fetch_add(refused.into(), Relaxed);
-        self.queue(state, &wanted);
-        Ok(room as u32)
-    }
-
-    fn queue(&self, state: &State, wanted: &FetchRequest<'_>) {
-        let Some(lease) = state.reserve.lease else {
-            return;
-        };
-        let bytes = block_bytes(state, wanted);
+        let answers = state.reserve.answers.iter();
+        let room = answers.take_while(|answer| **answer != Answer::OutOfBudget);
+        let room = room.count();
         let mut fetching = self.fetches.lock();
-        for ((item, answer), key) in (0..).zip(&state.reserve.answers).zip(wanted.keys) {
-            if let Answer::Place { place, .. } = *answer {
-                fetching.fetches.begin(Job {
-                    key: *key,
-                    namespace: wanted.namespace,
-                    group: wanted.group,
-                    place,
-                    lease,
-                    item,
-                    bytes,
-                });
-            }
-        }
+        queue(&mut fetching.fetches, state, &wanted);
+        // Before a fetch can be over: it counts as one that the lookup waits for.
+        let ticket = request.ticket.into_iter();
+        let begun = ticket.map(|ticket| fetching.fetches.want(ticket, &wanted.keys[..room]));
+        let begun = begun.sum();
+        drop(fetching);
+        self.reader.ring();
+        Ok((room, begun))
     }
 
     /// Removes a block from the drive: its bytes are not the block's.
@@ -180,8 +193,25 @@ impl Tier {
     }
 }
 
-fn block_bytes(state: &State, wanted: &FetchRequest<'_>) -> u64 {
-    let layout = state.namespaces.get(wanted.namespace.0 as usize);
-    let group = layout.and_then(|layout| layout.groups.get(usize::from(wanted.group.0)));
-    group.map_or(0, |group| group.shape.bytes())
+/// Queues the fetch of what was just given a place.
+fn queue(fetches: &mut Fetches, state: &State, wanted: &FetchRequest<'_>) {
+    let namespace = state.namespaces.get(wanted.namespace.0 as usize);
+    let layout = namespace.and_then(|layout| layout.groups.get(usize::from(wanted.group.0)));
+    let (Some(lease), Some(layout)) = (state.reserve.lease, layout) else {
+        return;
+    };
+    for ((item, answer), key) in (0..).zip(&state.reserve.answers).zip(wanted.keys) {
+        if let Answer::Place { place, .. } = *answer {
+            fetches.begin(Job {
+                key: *key,
+                namespace: wanted.namespace,
+                group: wanted.group,
+                place,
+                lease,
+                item,
+                bytes: layout.shape.bytes(),
+                checksums: layout.checksums(),
+            });
+        }
+    }
 }
