@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """PegaFlow as the storage behind SGLang's hierarchical cache: pages of its host memory, by SGLang's keys.
 
-``--hicache-storage-backend dynamic`` with ``{"backend_name": "pegaflow", "module_path": "pegaflow.sglang", "class_name":
-"PegaFlowStorage", "interface_v1": 1, "endpoint": ...}``; the other keys are those of vLLM's connector. SGLang calls from
-threads of its own, so calls here wait. Pages are opaque, one head for each rank: ranks of one tensor-parallel size share
-them. Needs a host memory layout in which a page lies together (``--hicache-mem-layout page_first``).
+``--hicache-storage-backend dynamic`` with ``{"backend_name": "pegaflow", "module_path": "pegaflow.sglang",
+"class_name": "PegaFlowStorage", "interface_v1": 1, "endpoint": ...}``; the other keys are those of vLLM's connector.
+SGLang calls from threads of its own, so calls here wait. Pages are opaque, one head for each rank: ranks of one
+tensor-parallel size share them. Needs a host memory layout in which a page lies together (``page_first``).
 """
 
 from __future__ import annotations
@@ -161,8 +161,7 @@ def _layout(pool: Any) -> tuple[int, int, int, int, int, int]:
     parts = len(pieces) // min(pages, 2)
     page_stride = pieces[parts] - pieces[0] if pages > 1 else sizes[0]
     part_stride = pieces[1] - pieces[0] if parts > 1 else 0
-    steps = {b - a for a, b in zip(pieces[:parts], pieces[1:parts], strict=False)}
-    if parts > 2 or len(set(sizes)) > 1 or len(steps) > 1 or sizes[0] % 8 or page_stride < sizes[0]:
+    if parts > 2 or len(set(sizes)) > 1 or sizes[0] % 8 or page_stride < sizes[0]:
         raise SettingsError(
             f"PegaFlow: pages of {parts} pieces of {sorted(set(sizes))} bytes each; "
             "served are those that lie together: --hicache-mem-layout page_first"
