@@ -104,7 +104,8 @@ def measure(way: str, folder: str, settings: argparse.Namespace) -> None:
     points["prefix"] = [generate([prompt(n)], 1) for n in range(settings.rounds)]
     if way != "none":
         time.sleep(2)
-        generate([prompt(998)], 2)  # a step or two, in which what waited for saves is freed
+        # A step or two, in which what waited for saves is freed; less than a block, so that it is not saved itself.
+        generate([{"prompt_token_ids": [3, 4, 5]}], 2)
         assert llm.reset_prefix_cache(), "blocks are still held"
         points["external"] = [generate([prompt(n)], 1) for n in range(settings.rounds)]
     batch = [prompt(100 + n) for n in range(settings.prompts)]
