@@ -2,6 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 //! The same work through the store: index, headers and checksums on.
+//!
+//! Depth is what the device has: who is told that a block is there begins the next fetch, then takes the block and so checks it. The ring
+//! alone checks nothing.
 
 use std::collections::VecDeque;
 use std::future::Future as _;
@@ -122,9 +125,10 @@ impl<T> Pending<T> {
     fn new(depth: u64) -> Self {
         let (tell, ended) = mpsc::channel();
         let waker = |i: u64| Waker::from(Arc::new(Ended(i as usize, tell.clone())));
+        // One more: a finished one may still be checked when the next begins.
         Self {
-            slots: (0..depth).map(|_| None).collect(),
-            wakers: (0..depth).map(waker).collect(),
+            slots: (0..=depth).map(|_| None).collect(),
+            wakers: (0..=depth).map(waker).collect(),
             ended,
             at_once: VecDeque::new(),
         }
@@ -149,17 +153,23 @@ impl<T> Pending<T> {
         }
     }
 
-    /// The next to end.
-    fn next(&mut self) -> (usize, Instant, Done<T>) {
-        loop {
-            if let Some(done) = self.at_once.pop_front() {
-                return done;
-            }
-            let slot = self.ended.recv().expect("the wakers hold senders");
-            if let Some(done) = self.poll(slot) {
-                return done;
-            }
+    /// Waits for the next whose answer is there.
+    fn next(&mut self) -> usize {
+        match self.at_once.front() {
+            Some((slot, ..)) => *slot,
+            None => self.ended.recv().expect("the wakers hold senders"),
         }
+    }
+
+    /// Takes its answer: a fetched block is checked here.
+    fn take(&mut self, slot: usize) -> (Instant, Done<T>) {
+        let at_once = self.at_once.iter().position(|(s, ..)| *s == slot);
+        let done = match at_once {
+            Some(i) => self.at_once.remove(i),
+            None => self.poll(slot),
+        };
+        let (_, since, done) = done.expect("its waker was called");
+        (since, done)
     }
 }
 
@@ -177,19 +187,30 @@ fn drive<T: std::fmt::Debug>(
         pending.start(n as usize, Instant::now(), start_one(n, buf));
     }
     let (mut start, mut cpu, mut ramp) = (Instant::now(), cpu_time_us(), job.ramp);
-    let mut all = 0;
+    let (mut all, mut free) = (0, job.depth as usize);
+    let mut spare = arena.take(job.block_bytes as usize);
     while start.elapsed() < job.time + ramp {
         if !ramp.is_zero() && start.elapsed() >= ramp {
             (start, cpu, ramp, ops) = (Instant::now(), cpu_time_us(), Duration::ZERO, 0);
             us.clear();
         }
-        let (slot, since, mut done) = pending.next();
+        let slot = pending.next();
+        let mut next = spare.take();
+        if job.op != Op::Write {
+            // The device need not wait until the bytes that it brought are checked.
+            let buf = next.take().expect("one is spare");
+            pending.start(free, Instant::now(), start_one(job.depth + all, buf));
+        }
+        let (since, mut done) = pending.take(slot);
         us.push(since.elapsed().as_micros() as u32);
         done.result.expect("the device works");
-        (ops, all) = (ops + 1, all + 1);
         let mut buf = done.bufs.pop().expect("it comes back");
         buf.set_len(job.block_bytes as usize);
-        pending.start(slot, Instant::now(), start_one(job.depth + all, buf));
+        spare = Some(buf);
+        if let Some(buf) = next {
+            pending.start(free, Instant::now(), start_one(job.depth + all, buf));
+        }
+        (free, ops, all) = (slot, ops + 1, all + 1);
     }
     let seconds = start.elapsed().as_secs_f64();
     let cpu = cpu_time_us() - cpu;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::{Effect, Geometry, IoId, Location, Log, LogSettings, NewRecord, PutId};
 use crate::error::{Error, IoKind};
-use crate::format::{Batch, SEGMENTS_AT, checksum};
+use crate::format::{Batch, SEGMENTS_AT, Trailer, checksum};
 use crate::reclaim;
 use crate::recover::{RecoveryReport, recover};
 use crate::settings::Reclaim;
@@ -337,6 +337,23 @@ impl Sim {
         let batch = Batch::decode(header, self.geometry.place(from.segment))?;
         let meta = batch.metas.get(from.header_index as usize)?.clone();
         (checksum(&body) == from.checksum).then_some((body, meta))
+    }
+
+    /// Flips a bit in the first record of every summary. Returns how many there are.
+    pub(super) fn damage_summaries(&mut self) -> u32 {
+        let (mut n, pages) = (0, self.geometry.pages() as usize);
+        for segment in 0..self.geometry.segments {
+            let end = (segment as usize + 1) * pages * PAGE;
+            let last = end - PAGE..end;
+            let place = self.geometry.place(segment);
+            if Trailer::decode(&self.device.seen[last.clone()], place).is_some() {
+                // Few records: the summary is one page.
+                self.device.seen[last.start] ^= 1;
+                self.device.durable.clone_from(&self.device.seen);
+                n += 1;
+            }
+        }
+        n
     }
 
     /// The process ends, or the power goes; then the store is opened anew.

@@ -469,3 +469,24 @@ fn an_end_that_could_not_be_written_takes_no_later_block_along() {
 fn is_of(effect: &Effect, put: PutId) -> bool {
     matches!(effect, Effect::WriteBatch { parts, .. } if parts.iter().any(|(p, _)| *p == put))
 }
+
+#[test]
+fn a_damaged_summary_costs_no_block() {
+    for seed in 0..50 {
+        let mut sim = Sim::new(seed);
+        sim.faults = false;
+        for n in 0..6 {
+            store_one(&mut sim, n, n, 4096 * 5);
+        }
+        assert!(sim.log.stats().full_segments > 0);
+        let there: Vec<bool> = (0..6).map(|k| sim.log.peek(&key(k), 0).is_some()).collect();
+        let damaged = sim.damage_summaries();
+        let report = sim.crash();
+        assert!(
+            report.scanned_segments >= damaged && damaged > 0,
+            "seed {seed}: {report:?}"
+        );
+        let now: Vec<bool> = (0..6).map(|k| sim.log.peek(&key(k), 0).is_some()).collect();
+        assert_eq!(now, there, "seed {seed}: {report:?}");
+    }
+}
