@@ -7,6 +7,7 @@
 
 use super::block::State;
 use super::{Action, Core, Place};
+use pegaflow_meta::BlockKey;
 
 impl Core {
     /// Holds the sealed block at `place` until [`end_spill`](Self::end_spill). False if that use of
@@ -23,6 +24,19 @@ impl Core {
         self.blocks.get_mut(idx).pins += 1;
         self.spills.insert(place, idx);
         true
+    }
+
+    /// Another tier has a copy of this block: if it is here, it leaves first among equals.
+    pub fn note_copy(&mut self, key: &BlockKey) {
+        let Some(idx) = self.find(self.index.hash(key), key) else {
+            return;
+        };
+        let block = self.blocks.get(idx);
+        if block.state == State::Sealed {
+            let tenant = self.namespaces.class(block.class).tenant;
+            let policy = &mut self.tenants.get_mut(tenant).policy;
+            policy.copied(&mut self.blocks, idx);
+        }
     }
 
     /// Lets a held block go. Nothing reads its place for the other tier any more.

@@ -24,7 +24,7 @@ pub(crate) struct Tenant {
 }
 
 impl Tenant {
-    /// Bytes per unit of weight: who has most gives way first among equally old blocks.
+    /// Bytes per unit of weight: who has most gives way first.
     fn pressure(&self) -> u64 {
         self.used_bytes / u64::from(self.limits.weight)
     }
@@ -84,17 +84,16 @@ impl Tenants {
         self.table.iter()
     }
 
-    /// The block of all tenants that should leave next: the one touched longest ago, among equals
-    /// that of the tenant which uses most for its weight.
+    /// The block of all tenants that should leave next: one of the tenant that uses most for its weight
+    /// and has a block that can leave. So nobody's burst takes what another has within its share.
     pub(crate) fn victim(&mut self, blocks: &mut Blocks) -> Option<BlockIdx> {
-        let mut best = None;
+        let mut best: Option<(u64, BlockIdx)> = None;
         for tenant in &mut self.table {
-            let Some(victim) = tenant.policy.victim(blocks) else {
-                continue;
-            };
-            let rank = (blocks.get(victim).touched_s, u64::MAX - tenant.pressure());
-            if best.is_none_or(|(best, _)| rank < best) {
-                best = Some((rank, victim));
+            let pressure = tenant.pressure();
+            if best.is_none_or(|(most, _)| pressure > most)
+                && let Some(victim) = tenant.policy.victim(blocks)
+            {
+                best = Some((pressure, victim));
             }
         }
         best.map(|(_, victim)| victim)

@@ -63,6 +63,10 @@ pub(crate) trait Eviction: Debug + Send {
     /// A block lost its last child or its last pin.
     fn ripe(&mut self, blocks: &mut Blocks, block: BlockIdx, lost: Lost);
 
+    /// Another tier has a copy of the block: among equals it leaves first. Nothing to do where no two
+    /// blocks are equal.
+    fn copied(&mut self, _: &mut Blocks, _: BlockIdx) {}
+
     /// The block that should leave next. Asking again without a change gives the same block.
     fn victim(&mut self, blocks: &mut Blocks) -> Option<BlockIdx>;
 

@@ -176,3 +176,21 @@ fn a_block_being_spilled_keeps_its_place() {
     assert_eq!(rig.core.stats().detached_blocks, 0);
     rig.done();
 }
+
+#[test]
+fn among_equals_what_another_tier_has_leaves_first() {
+    let settings = CoreSettings {
+        eviction: EvictionPolicy::Gittins,
+        ..CoreSettings::default()
+    };
+    let mut rig = Rig::with(settings, 4);
+    for n in 0..4 {
+        rig.save(A, &keys(10 * n..10 * n + 1));
+    }
+    rig.core.note_copy(&key(20));
+    rig.core.note_copy(&key(999));
+    rig.save(A, &keys(40..41));
+    let left = [0, 10, 20, 30].map(|n| rig.peek(&keys(n..n + 1)));
+    assert_eq!(left, [1, 1, 0, 1]);
+    rig.core.check();
+}

@@ -11,4 +11,5 @@ mod refusals;
 mod restart;
 pub(crate) mod rig;
 mod shell;
+mod tenants;
 mod waiting;

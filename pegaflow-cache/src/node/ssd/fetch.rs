@@ -331,6 +331,7 @@ fn seal(state: &mut State, now: Now, tier: &Tier, job: &Job, sums: &[u64]) {
     let State { core, actions, .. } = state;
     let sealed = core.seal(now, tier.session, job.lease, &[job.item], actions);
     debug_assert!(sealed.is_ok(), "{sealed:?}");
+    core.note_copy(&job.key);
     state.apply(Some(Sums {
         lease: &lease,
         checksums: sums,

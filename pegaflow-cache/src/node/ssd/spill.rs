@@ -85,6 +85,12 @@ impl Writer {
             .into_iter()
             .zip(found)
             .partition(|(_, found)| found.is_none());
+        if !known.is_empty() {
+            self.shared.with(|state, _| {
+                let keys = known.iter().map(|(block, _)| &block.key);
+                keys.for_each(|key| state.core.note_copy(key));
+            });
+        }
         let counter = &self.tier.counters.spill_known;
         self.forget(&known, |(block, _)| block.bytes, counter);
         absent.into_iter().map(|(block, _)| block).collect()
@@ -171,8 +177,11 @@ impl Writer {
         if ended.is_empty() {
             return;
         }
-        let mut free = vec![];
+        let (mut free, mut copied) = (vec![], vec![]);
         for (block, done) in ended {
+            if let Ok(Stored::Stored | Stored::Present) = done.result {
+                copied.push(block.key);
+            }
             self.count(&block, &done);
             self.tier.spill.lock().done(block.bytes);
             match done.bufs.is_empty() {
@@ -181,6 +190,7 @@ impl Writer {
             }
         }
         self.shared.with(|state, _| {
+            copied.iter().for_each(|key| state.core.note_copy(key));
             for place in free {
                 state.core.end_spill(place, &mut state.actions);
             }

@@ -39,6 +39,11 @@ const GHOSTS_MIN: usize = 1 << 20;
 /// A block of a request that no lookup announced: all new, and not near its end.
 const UNANNOUNCED: usize = 32;
 
+/// Bit of a block's label beside its class: another tier has a copy of it.
+const COPIED: u8 = 1 << 7;
+
+const _: () = assert!(CLASSES <= COPIED as usize, "a class leaves the bit free");
+
 /// The time since a life began.
 #[derive(Debug)]
 struct Past {
@@ -124,13 +129,14 @@ impl Gittins {
         let entry = blocks.get(block);
         Ghost {
             start: entry.policy[2],
-            class: entry.label,
+            class: entry.label & !COPIED,
         }
     }
 
     fn set_life(blocks: &mut Blocks, block: BlockIdx, life: Ghost) {
         let entry = blocks.get_mut(block);
-        (entry.policy[2], entry.label) = (life.start, life.class);
+        entry.policy[2] = life.start;
+        entry.label = entry.label & COPIED | life.class;
     }
 
     fn bag(&self, blocks: &Blocks, block: BlockIdx) -> bags::BagIdx {
@@ -145,6 +151,7 @@ impl Gittins {
             let slot = ages::slot_of(start, self.now);
             let bucket = self.lives.bucket(class, ages::bin_of_slot(slot, self.now));
             let bag = bags::bag_of(class, slot);
+            let first = first || blocks.get(block).label & COPIED != 0;
             self.bags.put(blocks, bag, bucket, block, first);
         }
     }
@@ -270,6 +277,7 @@ impl Eviction for Gittins {
                     Some(life) => life,
                     None => self.begin(Shape::new(UNANNOUNCED, UNANNOUNCED).class(0, 0)),
                 };
+                blocks.get_mut(*block).label = 0;
                 Self::set_life(blocks, *block, life);
                 self.put_in(blocks, *block, false);
             }
@@ -289,6 +297,12 @@ impl Eviction for Gittins {
         // Among equals a chain goes as a whole: what was saved together leaves together, and the next
         // chain finds its places side by side.
         self.put_in(blocks, block, lost == Lost::Child);
+    }
+
+    fn copied(&mut self, blocks: &mut Blocks, block: BlockIdx) {
+        self.put_out(blocks, block);
+        blocks.get_mut(block).label |= COPIED;
+        self.put_in(blocks, block, true);
     }
 
     fn victim(&mut self, blocks: &mut Blocks) -> Option<BlockIdx> {
