@@ -14,11 +14,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_events import MEDIUM_CPU, BlockRemoved, BlockStored, KVCacheEvent
-from vllm.v1.core.kv_cache_utils import (
-    generate_block_hash_extra_keys,
-    maybe_convert_block_hash,
-    to_event_extra_keys,
-)
+from vllm.v1.core import kv_cache_utils
+from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys, maybe_convert_block_hash
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -109,6 +106,12 @@ class Events:
             lora_id=adapter.adapter_id if adapter else None,
             medium=MEDIUM_CPU,
             lora_name=adapter.name if adapter else None,
-            extra_keys=to_event_extra_keys(extra),
+            extra_keys=_published(extra),
             group_idx=0,
         )
+
+
+def _published(extra: list[Any]) -> Any:
+    """Extra keys of blocks as events carry them. Engines that tag the keys they hash can take the tags off again."""
+    untag = getattr(kv_cache_utils, "to_event_extra_keys", None)
+    return untag(extra) if untag is not None else extra
