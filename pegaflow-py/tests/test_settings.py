@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings: what is refused, and whether the message helps."""
 
+from types import SimpleNamespace
+
 import pytest
+from pegaflow.vllm import engine
 from pegaflow.vllm.settings import Mode, Settings, SettingsError, default_pool_bytes
 
 
@@ -40,3 +43,13 @@ def test_accepted():
 @pytest.mark.parametrize(("available_kib", "expect"), [(8 << 20, 4 << 30), (1 << 30, 64 << 30), (100, 64 << 20)])
 def test_pool_follows_memory(available_kib, expect):
     assert default_pool_bytes(f"MemTotal: 9 kB\nMemAvailable:   {available_kib} kB\n") == expect
+
+
+@pytest.mark.parametrize(
+    ("ahead", "second_runner", "within"),
+    [(False, False, True), (True, False, False), (False, True, False)],
+)
+def test_only_engines_that_compute_again_rightly_load_within_steps(ahead, second_runner, within):
+    scheduler = SimpleNamespace(async_scheduling=ahead)
+    config = SimpleNamespace(scheduler_config=scheduler, use_v2_model_runner=second_runner)
+    assert engine.computes_again_within_steps(config) == within

@@ -68,6 +68,7 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
             blocks=self._cache_config.num_blocks,
             groups=len(self._cache_config.kv_cache_groups),
             hybrid=engine.is_hybrid(self._cache_config),
+            inline=engine.computes_again_within_steps(self._config),
         )
 
     # ---- worker

@@ -67,6 +67,15 @@ def is_hybrid(cache: KVCacheConfig) -> bool:
     return len(cache.kv_cache_groups) > 1 or _window(cache.kv_cache_groups[0].kv_cache_spec) > 0
 
 
+def computes_again_within_steps(config: VllmConfig) -> bool:
+    """Whether a load within a step that failed is computed again rightly.
+
+    Asynchronous scheduling, and the second model runner of GPUs, keep what was computed from the wrong blocks (vLLM
+    issue 49250). Loads beside steps are proven before their request joins one, so they do not need it.
+    """
+    return not config.scheduler_config.async_scheduling and not getattr(config, "use_v2_model_runner", False)
+
+
 def _window(spec: Any) -> int:
     """Tokens that a sliding-window group must have; 0 for a group that needs all."""
     if type(spec).__name__ != "SlidingWindowSpec":

@@ -84,11 +84,13 @@ class Scheduler:
         blocks: int,
         groups: int = 1,
         hybrid: bool = False,
+        inline: bool = True,
     ) -> None:
-        """`blocks`: how many the engine has."""
+        """`blocks`: how many the engine has. `inline`: blocks may be loaded within a step."""
         self._settings = settings
         # What is there at once is pinned no longer than that.
         self._fetch_wait_ms = min(settings.fetch_wait_ms, settings.lease_ttl_ms // 2)
+        self._inline_max = settings.inline_load_bytes_max if inline else 0
         self._client = client
         self._block_tokens = block_tokens
         self._groups = groups
@@ -161,7 +163,7 @@ class Scheduler:
             return 0, False
         state.first = first
         wanted = count * self._block_bytes
-        state.background = self._hybrid or self._inline_bytes + wanted > self._settings.inline_load_bytes_max
+        state.background = self._hybrid or self._inline_bytes + wanted > self._inline_max
         return count * self._block_tokens, state.background
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, external_tokens: int) -> None:

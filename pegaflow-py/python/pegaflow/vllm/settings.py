@@ -66,7 +66,8 @@ class Settings:
     then it takes those that are there."""
     inline_load_bytes_max: int = 2 << 30
     """Bytes that a rank loads within one step, layer by layer under the forward. What is beyond is loaded beside the
-    steps, and its requests join when it is there."""
+    steps, and its requests join when it is there. Engines with asynchronous scheduling or the second model runner load
+    beside the steps only: they would answer from blocks whose load failed."""
     lease_ttl_ms: int = 60_000
     """How long the node keeps blocks for a request that waits to be scheduled."""
     copy_threads: int = 2
