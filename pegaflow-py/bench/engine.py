@@ -86,6 +86,7 @@ def measure(way: str, folder: str, settings: argparse.Namespace) -> None:
         block_size=16 if on_gpu else 32,
         **connector(way, settings),
         **more,
+        **({"async_scheduling": False} if settings.one_step_at_a_time else {}),
     )
     vocabulary = SHAPES[settings.shape][-1]
 
@@ -125,6 +126,7 @@ def report(way: str, points: dict, settings: argparse.Namespace) -> None:
                 "shape": settings.shape,
                 "tokens": settings.tokens,
                 "attention": settings.attention,
+                "one_step_at_a_time": settings.one_step_at_a_time,
                 "cached_tokens": values[-1][1],
             },
             "machine": {"cpus": os.cpu_count()},
@@ -149,6 +151,11 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--pool-gib", type=int, default=2)
     parser.add_argument("--attention", help="attention backend; given, the engine runs on a GPU")
+    parser.add_argument(
+        "--one-step-at-a-time",
+        action="store_true",
+        help="no asynchronous scheduling, and the first model runner: PegaFlow then loads within steps",
+    )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--measure", nargs=2, metavar=("WAY", "MODEL"), help=argparse.SUPPRESS)
     settings, _ = parser.parse_known_args()
@@ -165,6 +172,8 @@ def main() -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
     }
+    if settings.one_step_at_a_time:
+        environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(folder, settings.shape)
         for way in settings.ways:
