@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 import urllib.request
 
 import pytest
@@ -40,6 +41,7 @@ def test_the_line_of_the_readme_serves(folder, tmp_path):
     try:
         at = f"http://127.0.0.1:{port}"
         said.wait_for("Application startup complete", 400)
+        until_it_listens(port, 60)
         prompt = {
             "model": folder,
             "prompt": [(i * 37) % 500 + 3 for i in range(200)],
@@ -66,6 +68,18 @@ def ask(url: str, body: dict | None = None):
     with urllib.request.urlopen(request, timeout=60) as reply:
         said = reply.read().decode()
     return said if body is None else json.loads(said)
+
+
+def until_it_listens(port: int, seconds: float) -> None:
+    """The server says nothing when it begins to listen, shortly after its last line."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < until, f"nobody listens at port {port}"
+            time.sleep(0.05)
 
 
 class Said:
