@@ -256,6 +256,12 @@ impl Index {
         self.shards[hash.shard()].guess(hash.tag())
     }
 
+    /// Begins to read what the next calls with these hashes will need.
+    pub(crate) fn read_ahead(&self, hashes: &[Hash]) {
+        let all = hashes.iter().map(|hash| self.guess(*hash).0);
+        std::hint::black_box(all.fold(0, |all, idx| all ^ idx));
+    }
+
     /// The block of this hash for which `is_it` holds.
     pub(crate) fn find(&self, hash: Hash, is_it: impl Fn(BlockIdx) -> bool) -> Option<BlockIdx> {
         self.shards[hash.shard()].find(hash.tag(), is_it)

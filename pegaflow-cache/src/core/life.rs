@@ -7,7 +7,11 @@
 
 use super::block::{BlockIdx, ClassIdx, State};
 use super::evict::Lost;
+use super::index::Hash;
 use super::{Action, Core, Now, Place};
+
+/// Victims whose cache misses overlap.
+const VICTIMS_AHEAD: usize = 16;
 
 impl Core {
     /// Takes a block out of the index. From now on nobody finds it; its place stays taken.
@@ -101,18 +105,57 @@ impl Core {
     }
 
     /// Evicts the block that the tenant of `class` values least; whether there was one.
-    fn evict_own(&mut self, now: Now, class: ClassIdx, actions: &mut Vec<Action>) -> bool {
+    pub(super) fn evict_own(
+        &mut self,
+        now: Now,
+        class: ClassIdx,
+        actions: &mut Vec<Action>,
+    ) -> bool {
         let tenant = self.namespaces.class(class).tenant;
         let victim = self.tenants.get_mut(tenant).policy.victim(&mut self.blocks);
-        victim.map(|idx| self.evict(now, idx, actions)).is_some()
+        let Some(victim) = victim else {
+            return false;
+        };
+        self.read_ahead(victim);
+        self.evict(now, victim, actions);
+        true
+    }
+
+    /// Begins to read what evicting the next victims will need, so that their cache misses overlap.
+    /// Policies let a chain leave as a whole, so these are most likely the blocks above this one.
+    fn read_ahead(&mut self, victim: BlockIdx) {
+        if self.victims_ahead > 0 {
+            self.victims_ahead -= 1;
+            return;
+        }
+        let mut next = Some(victim);
+        let chain = std::iter::from_fn(|| {
+            let idx = next?;
+            next = self.blocks.parent(idx);
+            Some(self.index.hash(&self.blocks.get(idx).key))
+        });
+        let mut hashes = [Hash::default(); VICTIMS_AHEAD];
+        let mut count = 0;
+        for (hash, of_victim) in hashes.iter_mut().zip(chain) {
+            *hash = of_victim;
+            count += 1;
+        }
+        self.index.read_ahead(&hashes[..count]);
+        self.victims_ahead = count - 1;
     }
 
     /// Evicts what is worth least on the whole node, to make room for a place of `place_bytes`:
     /// one block, or all of its slab where that holds places of another size. Returns how many.
-    fn evict_any(&mut self, now: Now, place_bytes: u64, actions: &mut Vec<Action>) -> u32 {
+    pub(super) fn evict_any(
+        &mut self,
+        now: Now,
+        place_bytes: u64,
+        actions: &mut Vec<Action>,
+    ) -> u32 {
         let Some(victim) = self.tenants.victim(&mut self.blocks) else {
             return 0;
         };
+        self.read_ahead(victim);
         let slab = self.places.slab_blocks(self.blocks.get(victim).place);
         let other_size = slab.filter(|(_, bytes)| *bytes != place_bytes);
         let Some((neighbours, _)) = other_size else {

@@ -14,6 +14,7 @@
 //! - A call that returns an error has changed nothing.
 
 mod action;
+mod ahead;
 pub(crate) mod block;
 #[cfg(test)]
 mod check;
@@ -99,6 +100,10 @@ pub struct Core {
     waits: wait::Waits,
     /// Room was refused or bought dearly for want of slabs of the right size.
     wants_compaction: bool,
+    /// What the next save will need, until there is room for it.
+    ahead: Option<ahead::Ahead>,
+    /// Victims to come whose lines of the index are read already, most likely.
+    victims_ahead: usize,
     scratch: Scratch,
 }
 
@@ -136,6 +141,8 @@ impl Core {
             restoring: restore::Restoring::default(),
             waits: wait::Waits::default(),
             wants_compaction: false,
+            ahead: None,
+            victims_ahead: 0,
             scratch: Scratch::default(),
         })
     }

@@ -52,6 +52,9 @@ impl Pool {
 
     /// Follows the allocator's slab table, and hands its changes on.
     fn sync(&mut self, pool: u8, actions: &mut Vec<Action>) {
+        if !self.allocator.has_events() {
+            return;
+        }
         let mut events = std::mem::take(&mut self.events);
         events.extend(self.allocator.drain_events());
         for event in events.drain(..) {
@@ -143,6 +146,12 @@ impl Places {
     pub(crate) fn could_hold(&self, place_bytes: u64) -> bool {
         let mut pools = self.pools.iter();
         pools.any(|pool| pool.allocator.capacity_bytes() >= place_bytes)
+    }
+
+    /// Bytes that belong to no place, in slabs of whatever size.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        let free = |pool: &Pool| pool.allocator.capacity_bytes() - pool.allocator.live_bytes();
+        self.pools.iter().map(free).sum()
     }
 
     /// Bytes of all places handed out.

@@ -101,6 +101,7 @@ impl Core {
     ) -> Result<(), Error> {
         let class = self.reserve_places(now, session, request, reply, actions)?;
         self.count_reserve(class, reply);
+        self.expect_again(class, reply.places);
         Ok(())
     }
 

@@ -23,6 +23,9 @@ settings! {
         pub request_keys_max: u32 = 1 << 16,
         /// Most blocks that one request may evict. Over it: `OutOfBudget` per key.
         pub request_evictions_max: u32 = 1 << 16,
+        /// After a save, room for the next one like it is made while nobody waits: most blocks evicted
+        /// so. At most a 64th of the pools is kept free. 0: room is made only when it is needed.
+        pub evict_ahead_blocks_max: u32 = 1024,
         /// Most namespaces registered. Over it: `Busy`.
         pub namespaces_max: u32 = 4096,
         /// Most tenants. Over it: `Busy`.

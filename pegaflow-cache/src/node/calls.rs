@@ -276,6 +276,12 @@ impl Node {
         })
     }
 
+    /// Makes some of the room that the next save will need: to be called when nobody waits. Says whether
+    /// more is to be done.
+    pub fn evict_ahead(&self) -> bool {
+        self.shared.evict_ahead()
+    }
+
     /// Gives a reservation back. With `quiesced` no copy touches its places any more.
     ///
     /// # Errors

@@ -122,6 +122,8 @@ fn run(shared: &Shared, inbox: &Inbox, tick_ms: u32, mut watches: Vec<(SessionId
             state.expire_traces();
             (std::mem::take(&mut state.moves), state.traces.take_lines())
         });
+        // What no connection has done by now.
+        while shared.evict_ahead() {}
         lines.iter().for_each(Line::log);
         moves.iter().for_each(|order| move_block(shared, order));
     }

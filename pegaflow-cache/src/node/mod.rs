@@ -333,7 +333,19 @@ impl Node {
     }
 }
 
+/// Blocks evicted ahead of need under one lock: some 20 us.
+const EVICT_AHEAD_BLOCKS: u32 = 64;
+
 impl Shared {
+    fn evict_ahead(&self) -> bool {
+        self.with(|state, now| {
+            let State { core, actions, .. } = state;
+            let more = core.evict_ahead(now, EVICT_AHEAD_BLOCKS, actions);
+            state.apply(None);
+            more
+        })
+    }
+
     fn session_gone(&self, session: SessionId) {
         self.with(|state, now| {
             if state.sessions.get(session).is_some() {

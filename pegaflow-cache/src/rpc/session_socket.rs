@@ -233,11 +233,26 @@ impl Connection {
     }
 
     async fn calls(&mut self, session: SessionId) -> Result<()> {
-        while let Some((header, body)) = self.next().await? {
+        let mut saved = false;
+        while let Some((header, body)) = self.next_but_tidy(saved).await? {
             self.call(session, &header, body);
             self.flush().await?;
+            saved = Op::from_wire(header.op) == Some(Op::Seal);
         }
         Ok(())
+    }
+
+    /// The next frame. If the client has just saved, the time until then is used to make room for what
+    /// it saves next.
+    async fn next_but_tidy(&mut self, mut tidy: bool) -> Result<Option<(Header, Bytes)>> {
+        while tidy {
+            tokio::select! {
+                biased;
+                frame = self.next() => return frame,
+                () = tokio::task::yield_now() => tidy = self.node.evict_ahead(),
+            }
+        }
+        self.next().await
     }
 
     fn call(&mut self, session: SessionId, header: &Header, body: Bytes) {

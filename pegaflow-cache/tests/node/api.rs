@@ -47,6 +47,7 @@ both_ways! {
     a_full_pool_refuses_and_goes_on;
     what_cannot_be_is_refused_with_a_reason;
     a_corrupt_block_is_dropped;
+    room_for_the_next_save_is_made_while_nobody_waits;
 }
 
 async fn what_is_sealed_is_found(client: Client) {
@@ -320,4 +321,22 @@ async fn a_corrupt_block_is_dropped(client: Client) {
         .release(&found.lease.expect("asked for"))
         .await
         .expect("held");
+}
+
+async fn room_for_the_next_save_is_made_while_nobody_waits(client: Client) {
+    let namespace = client.register_namespace(layout(1, SHAPE, &[])).await;
+    let namespace = namespace.expect("registers");
+    for n in 0..64 {
+        save(&client, &namespace, &keys(&namespace, n * 8..n * 8 + 8)).await;
+    }
+    let evicted = async || client.stats().await.expect("counts").evicted;
+    let made = async {
+        // A pool of 512 blocks: a 64th of them are 8.
+        while evicted().await < 8 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let made = tokio::time::timeout(Duration::from_secs(20), made).await;
+    made.expect("room is made without being asked for");
+    assert_eq!(evicted().await, 8, "and no more than that");
 }

@@ -44,6 +44,11 @@ enum Op {
         chain: u64,
         at: u64,
     },
+    EvictAhead {
+        namespace: usize,
+        blocks: u64,
+        max: u32,
+    },
     Compact,
     Moved {
         which: usize,
@@ -69,6 +74,8 @@ fn ops() -> impl Strategy<Value = Op> {
         1 => session().prop_map(|session| Op::Die { session }),
         1 => (namespace(), 0..6u64, 0..8u64).prop_map(
             |(namespace, chain, at)| Op::Corrupt { namespace, chain, at }),
+        2 => (namespace(), 1..20u64, 1..6u32).prop_map(
+            |(namespace, blocks, max)| Op::EvictAhead { namespace, blocks, max }),
         2 => Just(Op::Compact),
         3 => (any::<usize>(), any::<bool>()).prop_map(|(which, copied)| Op::Moved { which, copied }),
         2 => (0..60u64).prop_map(|ms| Op::Tick { ms }),
@@ -231,6 +238,16 @@ impl World {
                         .report_corrupt(session, &key, place, generation, actions);
                     assert_eq!(dropped, Ok(true));
                 }
+            }
+            Op::EvictAhead {
+                namespace,
+                blocks,
+                max,
+            } => {
+                let namespace = NamespaceIndex(namespace as u32);
+                let class = self.core.namespaces.class_of(namespace, GroupId(0));
+                self.core.want_room(class.expect("it is known"), blocks);
+                self.core.evict_ahead(self.now, max, &mut self.actions);
             }
             Op::Compact => drop(self.core.compact(8, &mut self.actions)),
             Op::Moved { which, copied } => {

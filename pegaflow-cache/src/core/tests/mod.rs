@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Scripts against the core: what each call answers, and what it makes the shell do.
 
+mod ahead;
 mod basics;
 mod chaos;
 mod fetch;

@@ -140,6 +140,11 @@ impl SlabAllocator {
         self
     }
 
+    /// Whether there are slab changes to [drain](Self::drain_events).
+    pub fn has_events(&self) -> bool {
+        self.events.as_ref().is_some_and(|e| !e.is_empty())
+    }
+
     /// Takes the slab changes since the last call, in order.
     pub fn drain_events(&mut self) -> impl Iterator<Item = SlabEvent> + '_ {
         self.events.iter_mut().flat_map(|e| e.drain(..))
@@ -153,6 +158,11 @@ impl SlabAllocator {
     /// Bytes the allocator manages.
     pub fn capacity_bytes(&self) -> u64 {
         (self.units.len() as u64) << self.unit_shift
+    }
+
+    /// Bytes of live places, rounded up to their class.
+    pub fn live_bytes(&self) -> u64 {
+        self.live_bytes
     }
 
     /// Bytes a place of `bytes` bytes really takes: rounded up to a page, or to a cache line below one page.
