@@ -72,6 +72,11 @@ def measure(way: str, folder: str, settings: argparse.Namespace) -> None:
     """In a process of its own: one way, all its points."""
     import vllm
 
+    if settings.by_layer:
+        import pegaflow.vllm.connector
+
+        pegaflow.vllm.connector.BY_LAYER_BYTES_MIN = 0
+    within_steps = settings.within_steps and way == "pegaflow"
     on_gpu = settings.attention is not None
     more = {"attention_backend": settings.attention, "gpu_memory_utilization": 0.6} if on_gpu else {}
     llm = vllm.LLM(
@@ -87,6 +92,7 @@ def measure(way: str, folder: str, settings: argparse.Namespace) -> None:
         **connector(way, settings),
         **more,
         **({"async_scheduling": False} if settings.one_step_at_a_time else {}),
+        **({"scheduler_cls": "pegaflow.vllm.rollback.RollbackScheduler"} if within_steps else {}),
     )
     vocabulary = SHAPES[settings.shape][-1]
 
@@ -126,7 +132,7 @@ def report(way: str, points: dict, settings: argparse.Namespace) -> None:
                 "shape": settings.shape,
                 "tokens": settings.tokens,
                 "attention": settings.attention,
-                "one_step_at_a_time": settings.one_step_at_a_time,
+                "loads": how(settings),
                 "cached_tokens": values[-1][1],
             },
             "machine": {"cpus": os.cpu_count()},
@@ -139,6 +145,15 @@ def report(way: str, points: dict, settings: argparse.Namespace) -> None:
             "floor_share": None,
         }
         print(json.dumps(line), flush=True)
+
+
+def how(settings: argparse.Namespace) -> str:
+    """Where PegaFlow's loads go."""
+    within = settings.one_step_at_a_time or settings.within_steps
+    where = "within steps" if within else "beside steps"
+    return (
+        where + (", one at a time" if settings.one_step_at_a_time else "") + (", by layer" if settings.by_layer else "")
+    )
 
 
 def main() -> None:
@@ -155,6 +170,10 @@ def main() -> None:
         "--one-step-at-a-time",
         action="store_true",
         help="no asynchronous scheduling, and the first model runner: PegaFlow then loads within steps",
+    )
+    parser.add_argument("--within-steps", action="store_true", help="PegaFlow's scheduler: loads within steps")
+    parser.add_argument(
+        "--by-layer", action="store_true", help="loads within steps go layer after layer, however short"
     )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--measure", nargs=2, metavar=("WAY", "MODEL"), help=argparse.SUPPRESS)

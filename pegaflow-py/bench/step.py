@@ -90,7 +90,7 @@ def open_rank(folder: str, blocks: int):
     namespace = client.namespace(_native.encode_namespace(parts), "default", [(shape, [])])
     device = _native.Device.host(1, [(address, len(memory))])
     rank = client.rank(device, namespace, 0, rank_layout(whole))
-    return client, namespace, whole, Worker([(rank, whole)], lambda: None, layered=True), memory
+    return client, namespace, whole, Worker([(rank, whole)], lambda: None, by_layer=True), memory
 
 
 def id_of(memory: bytearray) -> int:

@@ -93,11 +93,16 @@ impl Device {
         Ok(Some(event))
     }
 
-    /// Starts a load; with a gate for the engine's streams where there are such.
-    pub(crate) fn load(&self, job: CopyJob) -> pegaflow_mem::Result<(Completion, Option<Gate>)> {
+    /// Starts a load; with a gate for the engine's streams where there are such, which opens layer after layer or at the
+    /// end.
+    pub(crate) fn load(
+        &self,
+        job: CopyJob,
+        by_layer: bool,
+    ) -> pegaflow_mem::Result<(Completion, Option<Gate>)> {
         let started = match &self.cuda {
             Some(cuda) => cuda
-                .submit(Direction::Load, job, true)
+                .submit(Direction::Load, job, by_layer)
                 .map(|(completion, gate)| (completion, Some(gate))),
             None => self.any.load(job).map(|completion| (completion, None)),
         };

@@ -99,6 +99,7 @@ impl Loading {
         refs: Vec<BlockRef>,
         blocks: &[u32],
         stream: Option<u64>,
+        by_layer: bool,
     ) -> PyResult<Self> {
         let after = inner.device.event(stream)?;
         let mut by_pool: BTreeMap<u8, Vec<BlockRef>> = BTreeMap::new();
@@ -106,8 +107,8 @@ impl Loading {
             by_pool.entry(block.place.pool()).or_default().push(block);
         }
         let copies = by_pool.into_iter();
-        let copies =
-            copies.map(|(pool, refs)| Copy::start(inner, pool, refs, blocks, after.clone()));
+        let copies = copies
+            .map(|(pool, refs)| Copy::start(inner, pool, refs, blocks, after.clone(), by_layer));
         Ok(Self {
             copies: Mutex::new(copies.collect::<PyResult<_>>()?),
             inner: inner.clone(),
@@ -155,6 +156,7 @@ impl Copy {
         refs: Vec<BlockRef>,
         blocks: &[u32],
         after: Option<DeviceEvent>,
+        by_layer: bool,
     ) -> PyResult<Self> {
         let worker = inner.worker_now().map_err(cache)?;
         let session = worker.client().session().map_err(cache)?;
@@ -167,7 +169,7 @@ impl Copy {
         let handle = worker.attach(view).map_err(cache)?;
         let mut job = CopyJob::new(inner.layout.clone(), handle, copies.collect());
         job.after = after;
-        let (completion, gate) = inner.device.load(job).map_err(memory)?;
+        let (completion, gate) = inner.device.load(job, by_layer).map_err(memory)?;
         Ok(Self {
             pool: view.clone(),
             refs,

@@ -62,9 +62,16 @@ type SaveItem = (u64, PyBackedBytes, PyBackedBytes, PyBackedBytes);
 
 #[pymethods]
 impl Rank {
-    /// Starts to copy blocks from the pool to the engine, after what its `stream` has to do by now.
-    #[pyo3(signature = (items, stream=None))]
-    fn load(&self, py: Python<'_>, items: Vec<LoadItem>, stream: Option<u64>) -> PyResult<Loading> {
+    /// Starts to copy blocks from the pool to the engine, after what its `stream` has to do by now. `by_layer`: layer
+    /// after layer, so that each can be waited for; else block after block, which takes fewer and longer pieces.
+    #[pyo3(signature = (items, stream=None, by_layer=false))]
+    fn load(
+        &self,
+        py: Python<'_>,
+        items: Vec<LoadItem>,
+        stream: Option<u64>,
+        by_layer: bool,
+    ) -> PyResult<Loading> {
         let (mut keys, mut refs, mut blocks) = (vec![], vec![], vec![]);
         for (item_keys, places, generations, engine) in &items {
             keys.extend(split_keys(item_keys)?);
@@ -76,7 +83,7 @@ impl Rank {
                 "keys, places, generations and blocks must be of one length",
             ));
         }
-        py.detach(|| Loading::start(&self.inner, keys, refs, &blocks, stream))
+        py.detach(|| Loading::start(&self.inner, keys, refs, &blocks, stream, by_layer))
     }
 
     /// Lets blocks be saved that the node does not have, after what the engine's `stream` has to do by now. Returns at

@@ -153,10 +153,10 @@ class Spy:
                     self.saved.setdefault(key, set()).add(self.hash(block))
             save(worker, meta)
 
-        def spy_start(worker, loads):
+        def spy_start(worker, loads, **how):
             if self.before_load is not None:
                 self.before_load(loads)
-            return start(worker, loads)
+            return start(worker, loads, **how)
 
         def spy_judge(worker, loads, loading):
             known, worker._failed = worker._failed, set()

@@ -50,6 +50,6 @@ def test_pool_follows_memory(available_kib, expect):
     [(False, False, True), (True, False, False), (False, True, False)],
 )
 def test_only_engines_that_compute_again_rightly_load_within_steps(ahead, second_runner, within):
-    scheduler = SimpleNamespace(async_scheduling=ahead)
+    scheduler = SimpleNamespace(async_scheduling=ahead, scheduler_cls=None)
     config = SimpleNamespace(scheduler_config=scheduler, use_v2_model_runner=second_runner)
     assert engine.computes_again_within_steps(config) == within

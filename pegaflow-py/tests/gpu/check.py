@@ -33,6 +33,7 @@ def main() -> None:
     os.environ["VLLM_KV_CACHE_LAYOUT"] = order
     import harness
     import model
+    from pegaflow.vllm import connector, worker
 
     config = model.CONFIG | {"head_dim": 64, "torch_dtype": "bfloat16"}
     model.CONFIG.update(config)
@@ -40,9 +41,12 @@ def main() -> None:
         model.write(folder)
         spy = harness.Spy(Forever())
         same = dict(dtype="bfloat16", block_size=16, gpu_memory_utilization=0.05, attention_backend=attention)
-        for name, more in {"by layers": {"async_scheduling": False}, "beside steps": {}}.items():
-            # Loads by layers are for the first model runner only.
-            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(not more))
+        rollback = {"scheduler_cls": "pegaflow.vllm.rollback.RollbackScheduler"}
+        ways = {"by layer": {"async_scheduling": False}, "within steps": rollback, "beside steps": {}}
+        for name, more in ways.items():
+            # Only the first model runner computes again by itself what was loaded wrongly.
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = str(int(name != "by layer"))
+            connector.BY_LAYER_BYTES_MIN = 0 if name == "by layer" else worker.BY_LAYER_BYTES_MIN
             llm = harness.engine(folder, {"pool_bytes": "1GiB"}, **same, **more)
             cold = harness.Answers(llm)
             local = harness.Answers(llm)

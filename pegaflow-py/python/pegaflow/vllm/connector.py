@@ -16,7 +16,7 @@ from pegaflow.vllm.meta import Handshake, StepMeta, WorkerReport
 from pegaflow.vllm.scheduler import Scheduler
 from pegaflow.vllm.settings import Settings
 from pegaflow.vllm.stats import PegaFlowPromMetrics, PegaFlowStats
-from pegaflow.vllm.worker import Worker, rank_layout
+from pegaflow.vllm.worker import BY_LAYER_BYTES_MIN, Worker, rank_layout
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -90,7 +90,7 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
         self._worker = Worker(
             list(zip(lanes, groups, strict=True)),
             engine.current_stream(tensor),
-            layered=not hybrid and not groups[0].layout_id.startswith("mla"),
+            by_layer=not hybrid and not groups[0].is_mla and groups[0].layer_bytes >= BY_LAYER_BYTES_MIN,
             ranks=self._config.parallel_config.world_size,
             hybrid=hybrid,
         )
@@ -118,9 +118,11 @@ class PegaFlowConnector(KVConnectorBase_V1, SupportsHMA):
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         if self._worker is not None:
-            # A full CUDA graph replays without calling `wait_for_layer_load`.
+            # A full CUDA graph replays without calling `wait_for_layer_load`; the second model runner says so by a
+            # context of no forward.
             mode = getattr(forward_context, "cudagraph_runtime_mode", None)
-            self._worker.load(self._meta(), whole=getattr(mode, "name", "") == "FULL")
+            graph = getattr(mode, "name", "") == "FULL" or getattr(forward_context, "attn_metadata", None) is None
+            self._worker.load(self._meta(), whole=graph)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         if self._worker is not None:

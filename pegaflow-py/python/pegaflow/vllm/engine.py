@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
 
 from pegaflow import _native
-from pegaflow.vllm import layout
+from pegaflow.vllm import layout, rollback
 from pegaflow.vllm.namespace import model_fingerprint, weights_fingerprint
 from pegaflow.vllm.settings import Settings, SettingsError
 
@@ -71,9 +71,11 @@ def computes_again_within_steps(config: VllmConfig) -> bool:
     """Whether a load within a step that failed is computed again rightly.
 
     Asynchronous scheduling, and the second model runner of GPUs, keep what was computed from the wrong blocks (vLLM
-    issue 49250). Loads beside steps are proven before their request joins one, so they do not need it.
+    issue 49250), unless `rollback` takes it back. Loads beside steps are proven before their request joins one, so they
+    do not need it.
     """
-    return not config.scheduler_config.async_scheduling and not getattr(config, "use_v2_model_runner", False)
+    one_at_a_time = not config.scheduler_config.async_scheduling and not getattr(config, "use_v2_model_runner", False)
+    return one_at_a_time or rollback.takes_back(config)
 
 
 def _window(spec: Any) -> int:
@@ -185,7 +187,7 @@ def current_stream(tensor: torch.Tensor) -> Callable[[], int | None]:
 def _kind(group: layout.GroupLayout) -> str:
     if group.window_tokens:
         return "window"
-    return "mla" if group.layout_id.startswith("mla") else "full"
+    return "mla" if group.is_mla else "full"
 
 
 def _tensor_facts(layer: str, tensor: torch.Tensor) -> layout.TensorFacts:

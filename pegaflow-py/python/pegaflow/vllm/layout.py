@@ -191,6 +191,15 @@ class GroupLayout:
     """Tokens that the next one sees, itself included; 0: all."""
 
     @property
+    def is_mla(self) -> bool:
+        return self.layout_id.startswith("mla")
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of a layer of a block that this rank holds."""
+        return self.parts * self.heads * self.inner_bytes
+
+    @property
     def block_bytes(self) -> int:
         """Bytes of a whole block: all layers, all heads of all ranks."""
         return self.layers_total * self.parts * self.heads_total * self.inner_bytes

@@ -173,7 +173,8 @@ class Scheduler:
         state.loaded_from_ssd = 0
         if found is None:
             return
-        state.saved = max(state.saved, self._ready(found))
+        # Also fewer than before: what the node has lost since is saved again.
+        state.saved = self._ready(found)
         count = external_tokens // self._block_tokens
         if count == 0:
             self._unneeded.append(found)

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from pegaflow.vllm.layout import GroupLayout
 
 
+BY_LAYER_BYTES_MIN = 256 << 10
+"""Bytes of a layer of a block from which on loads go layer after layer under the forward. Shorter ones make so many
+pieces that nothing is gained: such loads go block after block, and the forward, launched meanwhile, begins when all is
+there."""
+
+
 @dataclasses.dataclass
 class _Batch:
     """The saves of a step, until it is sure that its forward ran on the right bytes."""
@@ -52,13 +58,13 @@ class Worker:
         self,
         groups: list[tuple[_native.Rank, GroupLayout]],
         stream: Callable[[], int | None],
-        layered: bool,
+        by_layer: bool,
         ranks: int = 1,
         hybrid: bool = False,
     ) -> None:
         """`groups`: the copies of each cache group and where its blocks lie.
 
-        `hybrid`: failed loads are told by request.
+        `by_layer`: loads within a step go layer after layer. `hybrid`: failed loads are told by request.
         """
         self._lanes = [rank for rank, _ in groups]
         self._hybrid = hybrid
@@ -68,11 +74,13 @@ class Worker:
         self._failed_steps: set[int] = set()
         self._slot_bytes = [len(g.layers) * g.parts * g.heads * g.inner_bytes for _, g in groups]
         self._stream = stream
-        names = groups[0][1].layer_names if layered else ()
+        names = groups[0][1].layer_names if by_layer else ()
         self._layer_ends = {name: at + 1 for at, name in enumerate(names)}
         self._inline: list[tuple[Load, int]] = []
         """Loads of this step, with the position of their first block."""
         self._loading: _native.Loading | None = None
+        self._awaited = 0
+        """Layers of it that the forward has waited for."""
         self._background: dict[str, list[_Background]] = {}
         self._leaving: dict[str, int] = {}
         self._failed: set[int] = set()
@@ -107,6 +115,7 @@ class Worker:
         end = self._layer_ends.get(name)
         if self._loading is not None and end is not None:
             self._loading.hold(self._stream(), end)
+            self._awaited = max(self._awaited, end)
 
     def save(self, meta: StepMeta) -> None:
         """Lets the blocks that the step completes be saved, once it has computed them."""
@@ -172,17 +181,19 @@ class Worker:
         for load in loads:
             self._inline.append((load, at))
             at += len(load.blocks) // BLOCK_BYTES
-        self._loading = self._start(loads)
+        self._loading = self._start(loads, by_layer=bool(self._layer_ends) and not whole)
+        self._awaited = 0
         if self._loading is not None and (whole or not self._layer_ends):
             started = time.perf_counter_ns()
             self._loading.hold(self._stream())
+            self._awaited = len(self._layer_ends)
             self._report.load_us += (time.perf_counter_ns() - started) // 1000
 
-    def _start(self, loads: list[Load]) -> _native.Loading | None:
+    def _start(self, loads: list[Load], by_layer: bool = False) -> _native.Loading | None:
         items = [(load.keys, load.places, load.generations, load.blocks) for load in loads]
         try:
             # Loads of one call are of one group: those within a step are of an engine's only one.
-            return self._lanes[loads[0].group].load(items, self._stream())
+            return self._lanes[loads[0].group].load(items, self._stream(), by_layer)
         except _native.PegaFlowError as error:
             self._report.error = str(error)
             return None
@@ -209,6 +220,11 @@ class Worker:
             loads, self._inline = self._inline, []
             loading, self._loading = self._loading, None
             started = time.perf_counter_ns()
+            if loading is not None and self._awaited < len(self._layer_ends):
+                # A forward that asked for no layers has not waited for them.
+                loading.finish()
+                loading = None
+                self._report.error = "a forward did not wait for the layers that it read"
             if self._judge(loads, loading):
                 self._failed_steps.add(self._loads_until)
                 self._report.failed_steps.add(self._loads_until)
