@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use crate::workspace::Workspace;
 
 mod client;
+mod fleet;
 mod node;
+mod restart;
 mod ssd;
 mod tally;
 
@@ -26,6 +28,8 @@ enum What {
     /// Clients keep replaying a synthetic workload and verify every byte they load. They must see the node gone,
     /// reconnect by themselves and go on. Now and then a client is killed as well.
     Node(NodeArgs),
+    /// Kill the server under replay, upgrade it and take its memory away, and show the hit rate before and after.
+    Restart(restart::Args),
     /// Kill a process that writes to a block store, and check every block it was promised.
     Ssd(ssd::Args),
 }
@@ -64,6 +68,7 @@ struct NodeArgs {
 pub(crate) fn run(ws: &Workspace, args: &Args) -> anyhow::Result<()> {
     match &args.what {
         What::Node(args) => node::run(ws, args),
+        What::Restart(args) => restart::run(ws, args),
         What::Ssd(args) => ssd::run(ws, args),
     }
 }
@@ -114,5 +119,30 @@ mod tests {
             result["late_hit_blocks"].as_u64().is_some_and(|n| n > 0),
             "nothing came from SSD: {text}"
         );
+    }
+
+    #[test]
+    fn hits_come_back_after_a_kill_an_upgrade_and_the_loss_of_memory() {
+        let ws = Workspace::find().expect("tests run inside the workspace");
+        let folder = tempfile::tempdir().expect("a folder for the result");
+        let json = folder.path().join("restart.json");
+        let args = restart::Args {
+            seconds: 0.5,
+            ram: "64MiB".into(),
+            ssd: "512MiB".into(),
+            upgrade: None,
+            clients: 2,
+            json: Some(json.clone()),
+            debug: true,
+        };
+        restart::run(&ws, &args).expect("every byte is right");
+        let text = std::fs::read_to_string(json).expect("it was written");
+        let result: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+        let rows = result["rows"].as_array().expect("a row for each event");
+        assert_eq!(rows.len(), 4);
+        for row in rows {
+            let hits = row["hit_share_after"].as_f64();
+            assert!(hits.is_some_and(|share| share > 0.2), "{text}");
+        }
     }
 }

@@ -49,6 +49,24 @@ impl Programs {
         })
     }
 
+    /// The same with another server: the one at `path`, or a copy of this one at another path.
+    pub(crate) fn with_other_server(
+        &self,
+        path: Option<&Path>,
+        place: &Place,
+    ) -> anyhow::Result<Self> {
+        let server = match path {
+            Some(path) => path.to_owned(),
+            None => {
+                let copy = place.run.join("pegaflow-server-next");
+                std::fs::copy(&self.server, &copy).context("cannot copy the server")?;
+                copy
+            }
+        };
+        let replay = self.replay.clone();
+        Ok(Self { server, replay })
+    }
+
     /// A replay against the server at `socket`.
     pub(crate) fn replay(&self, socket: &Path) -> Command {
         let mut command = self.embedded();
@@ -127,6 +145,12 @@ impl Place {
     pub(crate) fn ssd(&self) -> Option<(PathBuf, u64)> {
         let (dir, bytes) = self.ssd.as_ref()?;
         Some((dir.join("blocks"), *bytes))
+    }
+
+    /// Removes the files of the pool, as a reboot does with shared memory.
+    pub(crate) fn lose_memory(&self) -> anyhow::Result<()> {
+        std::fs::remove_dir_all(&self.pool)?;
+        Ok(std::fs::create_dir_all(&self.pool)?)
     }
 
     /// The server's socket.
@@ -239,7 +263,7 @@ impl Running {
     }
 
     /// Asks it to end (SIGTERM) and waits; kills it if it takes longer than `patience`.
-    pub(crate) fn stop(mut self, patience: Duration) -> anyhow::Result<()> {
+    pub(crate) fn stop(&mut self, patience: Duration) -> anyhow::Result<()> {
         let asked = Command::new("kill").arg(self.0.id().to_string()).status()?;
         let until = now() + patience;
         while asked.success() && now() < until {

@@ -5,7 +5,7 @@
 //! To the core a fetch is a writer like any other: it reserves whole blocks, and seals them or gives
 //! them up one by one. So everybody who looks such a block up waits for the same write.
 //!
-//! Invariant: as for reservations; and a key is followed only if it is in the index.
+//! Invariant: as for reservations; and a key is followed only if it is in the index, or promised.
 
 use super::block::State;
 use super::error::Error;
@@ -94,8 +94,9 @@ impl Core {
         Ok(())
     }
 
-    /// Lets a lookup that was just made wait for `more` keys behind those it found ready or pending:
-    /// they are on their way now. Gives it a lease if it has none.
+    /// Lets a lookup that was just made wait for `begun` keys behind those it found ready or pending,
+    /// which are on their way now, and `promised` behind these: [`promised`](Self::promised) says when
+    /// they are. Gives it a lease if it has none.
     ///
     /// # Errors
     /// As [`lookup`](Self::lookup); [`Error::Bad`] without a ticket and a lease.
@@ -104,7 +105,8 @@ impl Core {
         now: Now,
         session: SessionId,
         request: &LookupRequest<'_>,
-        more: u32,
+        begun: u32,
+        promised: u32,
         reply: &mut LookupReply,
     ) -> Result<(), Error> {
         let (Some(ticket), Some(ttl_ms)) = (request.ticket, request.lease_ttl_ms) else {
@@ -113,10 +115,11 @@ impl Core {
         };
         let class = self.namespaces.class_of(request.namespace, request.group)?;
         let known = reply.blocks.len() + reply.pending as usize;
-        let keys = &request.keys[known..][..more as usize];
-        if keys.is_empty() {
+        if begun == 0 {
             return Ok(());
         }
+        let more = begun + promised;
+        let keys = &request.keys[known..][..more as usize];
         let lease = match reply.lease {
             Some(lease) => lease,
             None => {
@@ -127,7 +130,7 @@ impl Core {
         reply.lease = Some(lease);
         reply.pending += more;
         self.tenant_of(class).counters.pending_blocks += u64::from(more);
-        self.follow_more(class, lease, ticket, keys);
+        self.follow_more(class, lease, ticket, keys, begun as usize);
         Ok(())
     }
 

@@ -111,7 +111,7 @@ impl Core {
             reply.lease = Some(lease);
             if let Some(ticket) = follow {
                 let rest = &request.keys[found.len()..][..reply.pending as usize];
-                self.follow(class, lease, ticket, rest);
+                self.follow(class, lease, ticket, rest, rest.len());
             }
         }
         self.count_lookup(class, request.keys.len(), reply);

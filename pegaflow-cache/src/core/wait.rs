@@ -3,8 +3,11 @@
 //! Lookups that wait for blocks which are being written: who waits for which, and what happens when
 //! one is ready or will never be.
 //!
-//! Invariant: every wait is noted at exactly one block, the first of its prefix that is not ready,
-//! and ends with a last word on its ticket unless its lease ends first.
+//! Blocks may be promised: they are not in the index yet, and will be. A wait that has come to them
+//! stays until they are begun or the promise is taken back.
+//!
+//! Invariant: every wait is noted at exactly one block, the first of its prefix that is not ready, or
+//! at none if that is promised; it ends with a last word on its ticket unless its lease ends first.
 
 use super::block::{BlockIdx, ClassIdx, State};
 use super::error::{Error, within};
@@ -21,8 +24,10 @@ struct Wait {
     /// The keys that were pending; those before `next` are pinned.
     keys: Vec<BlockKey>,
     next: usize,
+    /// Keys from here on are promised.
+    begun: usize,
     /// Where it is noted.
-    on: BlockIdx,
+    on: Option<BlockIdx>,
 }
 
 /// All lookups that wait.
@@ -55,6 +60,7 @@ impl Waits {
 enum Next {
     Ready(BlockIdx),
     Pending(BlockIdx),
+    Promised,
     Nothing,
 }
 
@@ -77,25 +83,27 @@ impl Core {
         )
     }
 
-    /// Follows `keys`, the first of which is being written, for a lease.
+    /// Follows `keys` for a lease: the first of them is being written, those behind the first `begun`
+    /// are promised.
     pub(super) fn follow(
         &mut self,
         class: ClassIdx,
         lease: LeaseId,
         ticket: TicketId,
         keys: &[BlockKey],
+        begun: usize,
     ) {
         let Some(on) = self.find_in(class, &keys[0]) else {
             return;
         };
-        let keys = keys.to_vec();
         let id = self.waits.insert(Wait {
             ticket,
             lease,
             class,
-            keys,
+            keys: keys.to_vec(),
             next: 0,
-            on,
+            begun,
+            on: Some(on),
         });
         self.write_of(on).waiters.push(id);
         if let Some(lease) = self.leases.get_mut(lease) {
@@ -110,11 +118,36 @@ impl Core {
         lease: LeaseId,
         ticket: TicketId,
         keys: &[BlockKey],
+        begun: usize,
     ) {
-        let known = self.leases.get(lease).and_then(|lease| lease.wait);
-        match known.and_then(|id| self.waits.table.get_mut(id as usize)?.as_mut()) {
-            Some(wait) => wait.keys.extend_from_slice(keys),
-            None => self.follow(class, lease, ticket, keys),
+        match self.wait_of(lease) {
+            Some(wait) => {
+                wait.keys.extend_from_slice(keys);
+                wait.begun += begun;
+            }
+            None => self.follow(class, lease, ticket, keys, begun),
+        }
+    }
+
+    fn wait_of(&mut self, lease: LeaseId) -> Option<&mut Wait> {
+        let id = self.leases.get(lease)?.wait?;
+        self.waits.table.get_mut(id as usize)?.as_mut()
+    }
+
+    /// The next `begun` blocks that were promised to a lookup are in the index now. With `last`, the
+    /// others will not be: its wait ends where they would follow. Nothing if it waits no more.
+    pub fn promised(&mut self, lease: LeaseId, begun: u32, last: bool, actions: &mut Vec<Action>) {
+        let Some(wait) = self.wait_of(lease) else {
+            return;
+        };
+        wait.begun = (wait.begun + begun as usize).min(wait.keys.len());
+        if last {
+            wait.keys.truncate(wait.begun);
+        }
+        let parked = wait.on.is_none() && (begun > 0 || last);
+        let id = self.leases.get(lease).and_then(|lease| lease.wait);
+        if let Some(id) = id.filter(|_| parked) {
+            self.wake(&mut vec![id], actions);
         }
     }
 
@@ -129,7 +162,9 @@ impl Core {
         };
         if let Some(wait) = self.waits.take(id) {
             self.waits.free.push(id);
-            self.write_of(wait.on).waiters.retain(|other| *other != id);
+            if let Some(on) = wait.on {
+                self.write_of(on).waiters.retain(|other| *other != id);
+            }
             let ticket = wait.ticket;
             actions.push(Action::WaitOver { ticket });
         }
@@ -151,7 +186,7 @@ impl Core {
             let ready = self.blocks_ready(&wait, &pinned);
             pinned.clear();
             self.scratch.blocks = pinned;
-            let done = !matches!(next, Next::Pending(_));
+            let done = !matches!(next, Next::Pending(_) | Next::Promised);
             actions.push(Action::Ticket {
                 ticket: wait.ticket,
                 ready,
@@ -159,9 +194,13 @@ impl Core {
             });
             match next {
                 Next::Pending(on) => {
-                    wait.on = on;
+                    wait.on = Some(on);
                     self.waits.table[id as usize] = Some(wait);
                     self.write_of(on).waiters.push(id);
+                }
+                Next::Promised => {
+                    wait.on = None;
+                    self.waits.table[id as usize] = Some(wait);
                 }
                 Next::Ready(_) | Next::Nothing => {
                     self.waits.free.push(id);
@@ -176,6 +215,9 @@ impl Core {
     fn advance(&self, wait: &mut Wait, pinned: &mut Vec<BlockIdx>) -> Next {
         let mut last = Next::Nothing;
         while let Some(key) = wait.keys.get(wait.next) {
+            if wait.next == wait.begun {
+                return Next::Promised;
+            }
             let found = self.find_in(wait.class, key);
             last = match found.map(|idx| (idx, self.blocks.get(idx).state)) {
                 Some((idx, State::Sealed)) => Next::Ready(idx),

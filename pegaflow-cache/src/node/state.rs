@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pegaflow_mem::SlabAllocator;
+use pegaflow_meta::GroupId;
 
 use super::layout::{GroupLayout, NamespaceLayout};
 use super::pool::Pool;
@@ -131,7 +132,7 @@ impl State {
                     parent,
                     namespace: namespace.0,
                     group,
-                    checksums: self.checksums(namespace, group.0),
+                    checksums: self.checksums(namespace, group),
                 };
                 let writers = self.sessions.bit(session);
                 let pool = &self.pools[usize::from(place.pool())];
@@ -228,13 +229,13 @@ impl State {
         generation: u32,
         record: &Record,
     ) -> Option<Candidate> {
-        let layout = self.namespaces.get(record.namespace as usize)?;
-        let group = layout.groups.get(usize::from(record.group.0))?;
+        let namespace = NamespaceIndex(record.namespace);
+        let group = self.group(namespace, record.group)?;
         Some(Candidate {
             key: record.key,
             place,
             generation,
-            namespace: NamespaceIndex(record.namespace),
+            namespace,
             group: record.group,
             bytes: group.shape.bytes(),
         })
@@ -273,10 +274,15 @@ impl State {
         }
     }
 
-    fn checksums(&self, namespace: NamespaceIndex, group: u16) -> u16 {
-        let layout = self.namespaces.get(namespace.0 as usize);
-        let group = layout.and_then(|layout| layout.groups.get(usize::from(group)));
+    fn checksums(&self, namespace: NamespaceIndex, group: GroupId) -> u16 {
+        let group = self.group(namespace, group);
         group.map_or(0, |group| group.checksums() as u16)
+    }
+
+    /// The layout of a cache group.
+    pub(super) fn group(&self, namespace: NamespaceIndex, group: GroupId) -> Option<&GroupLayout> {
+        let layout = self.namespaces.get(namespace.0 as usize)?;
+        layout.groups.get(usize::from(group.0))
     }
 
     fn write_expired(&mut self, session: SessionId, lease: LeaseId) {

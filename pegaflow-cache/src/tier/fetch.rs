@@ -3,7 +3,7 @@
 //! What is on its way from another tier, and who waits for it.
 //!
 //! Each block is fetched once, however many lookups wait for it. A fetch that nobody waits for any
-//! more is taken back.
+//! more is taken back. Room for a long prefix is made in steps: blocks that have none yet are promised.
 //!
 //! Invariant: a fetch is known from [`begin`](Fetches::begin) until [`end`](Fetches::end) has handed
 //! its job back, so its place is given up exactly once.
@@ -12,8 +12,13 @@ use std::collections::{HashMap, VecDeque};
 
 use pegaflow_meta::{BlockKey, GroupId};
 
+use super::turns::Turns;
 use super::window::Window;
 use crate::core::{LeaseId, NamespaceIndex, Place, TicketId};
+
+/// Blocks that room is made for at once, under the node's lock; and that wait for the drive with room
+/// already made, so that it is not idle.
+pub const STEP: usize = 64;
 
 /// Names one fetch. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,9 +55,43 @@ enum Stage {
 #[derive(Debug)]
 struct Fetch {
     job: Job,
+    /// The lookup in whose turn it is read.
+    line: TicketId,
     stage: Stage,
     /// Lookups that wait for it.
     wanted: u32,
+}
+
+/// Blocks of a lookup that will be fetched, and have no place yet.
+#[derive(Debug)]
+pub struct Promise {
+    /// The lookup's lease.
+    pub lease: LeaseId,
+    /// Namespace of the blocks.
+    pub namespace: NamespaceIndex,
+    /// Cache group of the blocks.
+    pub group: GroupId,
+    /// The block before the next one.
+    pub parent: BlockKey,
+    /// The blocks, in the order of their prefix.
+    pub keys: VecDeque<BlockKey>,
+    /// Bytes of each.
+    pub block_bytes: u64,
+}
+
+/// Blocks to make room for next.
+#[derive(Debug)]
+pub struct Step {
+    /// The lease of the lookup that waits for them.
+    pub lease: LeaseId,
+    /// Namespace of the blocks.
+    pub namespace: NamespaceIndex,
+    /// Cache group of the blocks.
+    pub group: GroupId,
+    /// The block before the first.
+    pub parent: BlockKey,
+    /// The blocks, in the order of their prefix.
+    pub keys: Vec<BlockKey>,
 }
 
 /// What the shell must do for fetches that nobody wants.
@@ -71,7 +110,10 @@ pub struct Fetches {
     table: HashMap<FetchId, Fetch>,
     by_key: HashMap<BlockKey, FetchId>,
     wants: HashMap<TicketId, Vec<FetchId>>,
-    queue: VecDeque<FetchId>,
+    queue: Turns<FetchId>,
+    promises: HashMap<TicketId, Promise>,
+    /// Lookups with promises, in turn.
+    promised: VecDeque<TicketId>,
     bytes: u64,
     next_id: u64,
 }
@@ -85,13 +127,15 @@ impl Fetches {
             table: HashMap::new(),
             by_key: HashMap::new(),
             wants: HashMap::new(),
-            queue: VecDeque::new(),
+            queue: Turns::default(),
+            promises: HashMap::new(),
+            promised: VecDeque::new(),
             bytes: 0,
             next_id: 0,
         }
     }
 
-    /// Bytes of the blocks under way.
+    /// Bytes of the blocks under way, and of those promised.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -115,8 +159,9 @@ impl Fetches {
         self.by_key.contains_key(key)
     }
 
-    /// Takes a block to fetch that is not under way. Nobody waits for it yet.
-    pub fn begin(&mut self, job: Job) -> FetchId {
+    /// Takes a block to fetch that is not under way, in the turn of the lookup behind `line`; `fresh`:
+    /// that has had nothing yet. Nobody waits for it yet.
+    pub fn begin(&mut self, job: Job, line: TicketId, fresh: bool) -> FetchId {
         let id = FetchId(self.next_id);
         self.next_id += 1;
         self.bytes += job.bytes;
@@ -127,12 +172,63 @@ impl Fetches {
             id,
             Fetch {
                 job,
+                line,
                 stage,
                 wanted: 0,
             },
         );
-        self.queue.push_back(id);
+        self.queue.push(line, id, job.bytes, fresh);
         id
+    }
+
+    /// The lookup behind `ticket` waits for these blocks as well, once there is room for them.
+    pub fn promise(&mut self, ticket: TicketId, promise: Promise) {
+        self.bytes += promise.keys.len() as u64 * promise.block_bytes;
+        let known = self.promises.insert(ticket, promise);
+        debug_assert!(known.is_none(), "{ticket:?} waits for two lookups");
+        self.promised.push_back(ticket);
+    }
+
+    /// Whose promised blocks should get room next: the first in turn that has little left to read.
+    #[must_use]
+    pub fn next_step(&self) -> Option<TicketId> {
+        let mut in_turn = self.promised.iter();
+        in_turn
+            .find(|ticket| self.queue.len_of(**ticket) < STEP)
+            .copied()
+    }
+
+    /// Takes the next blocks that are promised to `ticket`, if it still waits for any.
+    pub fn step(&mut self, ticket: TicketId) -> Option<Step> {
+        let promise = self.promises.get_mut(&ticket)?;
+        let keys: Vec<_> = promise.keys.drain(..STEP.min(promise.keys.len())).collect();
+        let parent = promise.parent;
+        promise.parent = keys.last().copied().unwrap_or(parent);
+        self.bytes -= keys.len() as u64 * promise.block_bytes;
+        let step = Step {
+            lease: promise.lease,
+            namespace: promise.namespace,
+            group: promise.group,
+            parent,
+            keys,
+        };
+        let over = promise.keys.is_empty();
+        self.promised.retain(|other| *other != ticket);
+        match over {
+            true => drop(self.promises.remove(&ticket)),
+            false => self.promised.push_back(ticket),
+        }
+        Some(step)
+    }
+
+    /// Takes back what is still promised to `ticket`: how many blocks.
+    pub fn take_back_promise(&mut self, ticket: TicketId) -> u32 {
+        let Some(promise) = self.promises.remove(&ticket) else {
+            return 0;
+        };
+        self.promised.retain(|other| *other != ticket);
+        self.bytes -= promise.keys.len() as u64 * promise.block_bytes;
+        promise.keys.len() as u32
     }
 
     /// The lookup behind `ticket` waits for those of `keys` that are under way; how many these are.
@@ -156,6 +252,7 @@ impl Fetches {
 
     /// The lookup behind `ticket` waits no more. Pushes what nobody else waits for.
     pub fn unwant(&mut self, ticket: TicketId, out: &mut Vec<TakeBack>) {
+        self.take_back_promise(ticket);
         for id in self.wants.remove(&ticket).unwrap_or_default() {
             let Some(fetch) = self.table.get_mut(&id) else {
                 continue;
@@ -183,15 +280,15 @@ impl Fetches {
 
     /// The next block to read, if the drive should get another now.
     pub fn take(&mut self) -> Option<(FetchId, Job)> {
-        while let Some(id) = self.queue.front().copied() {
+        while let Some(id) = self.queue.front() {
             let Some(fetch) = self.table.get_mut(&id) else {
-                self.queue.pop_front();
+                self.queue.pop(false);
                 continue;
             };
             if !self.window.ask(fetch.job.bytes) {
                 return None;
             }
-            self.queue.pop_front();
+            self.queue.pop(true);
             fetch.stage = Stage::Reading;
             return Some((id, fetch.job));
         }
@@ -205,8 +302,9 @@ impl Fetches {
             return false;
         };
         fetch.stage = Stage::Queued;
-        self.window.answered(fetch.job.bytes, true);
-        self.queue.push_back(id);
+        let (line, bytes) = (fetch.line, fetch.job.bytes);
+        self.window.answered(bytes, true);
+        self.queue.push(line, id, bytes, false);
         true
     }
 
@@ -220,7 +318,7 @@ impl Fetches {
         self.by_key.remove(&job.key);
         self.bytes -= job.bytes;
         if stage != Stage::Queued {
-            self.window.answered(job.bytes, !self.table.is_empty());
+            self.window.answered(job.bytes, self.bytes > 0);
         }
         Some(job)
     }
@@ -245,6 +343,8 @@ mod tests {
         }
     }
 
+    const LINE: TicketId = TicketId(99);
+
     fn keys(keys: &[u8]) -> Vec<BlockKey> {
         keys.iter().map(|key| BlockKey([*key; 16])).collect()
     }
@@ -252,7 +352,7 @@ mod tests {
     #[test]
     fn a_thousand_lookups_cause_one_fetch_and_the_last_takes_it_back() {
         let mut fetches = Fetches::new(1 << 20);
-        let id = fetches.begin(job(1));
+        let id = fetches.begin(job(1), LINE, true);
         assert!((0..1000).all(|n| fetches.want(TicketId(n), &keys(&[1, 9])) == 1));
         assert_eq!(fetches.take(), Some((id, job(1))));
         assert_eq!(fetches.take(), None);
@@ -269,7 +369,7 @@ mod tests {
     #[test]
     fn a_fetch_taken_back_too_early_goes_again() {
         let mut fetches = Fetches::new(1 << 20);
-        let id = fetches.begin(job(1));
+        let id = fetches.begin(job(1), LINE, true);
         fetches.want(TicketId(1), &keys(&[1]));
         fetches.take();
         let mut out = vec![];
@@ -277,6 +377,44 @@ mod tests {
         fetches.want(TicketId(2), &keys(&[1]));
         assert!(fetches.retry(id));
         assert_eq!(fetches.take(), Some((id, job(1))));
+    }
+
+    fn promise(blocks: u8) -> Promise {
+        Promise {
+            lease: LeaseId(1),
+            namespace: NamespaceIndex(0),
+            group: GroupId(0),
+            parent: BlockKey([0; 16]),
+            keys: (1..=blocks).map(|key| BlockKey([key; 16])).collect(),
+            block_bytes: 10,
+        }
+    }
+
+    #[test]
+    fn room_is_made_in_steps_by_turns_while_little_waits() {
+        let mut fetches = Fetches::new(1 << 20);
+        let (a, b) = (TicketId(1), TicketId(2));
+        fetches.promise(a, promise(100));
+        fetches.promise(b, promise(3));
+        assert_eq!((fetches.bytes(), fetches.next_step()), (1030, Some(a)));
+        let step = fetches.step(a).expect("it waits");
+        assert_eq!((step.parent, step.keys.len()), (BlockKey([0; 16]), STEP));
+        for key in step.keys {
+            fetches.begin(job(key.0[0]), a, false);
+        }
+        assert_eq!((fetches.bytes(), fetches.next_step()), (1030, Some(b)));
+        assert_eq!(fetches.step(b).map(|step| step.keys.len()), Some(3));
+        assert_eq!(fetches.next_step(), None, "enough of the first waits");
+        assert!(fetches.take().is_some());
+        assert_eq!(fetches.next_step(), Some(a));
+        let step = fetches.step(a).expect("it waits");
+        assert_eq!((step.parent, step.keys.len()), (BlockKey([64; 16]), 36));
+        assert!(fetches.step(a).is_none(), "that was all");
+        fetches.promise(a, promise(7));
+        fetches.unwant(a, &mut vec![]);
+        assert_eq!(fetches.take_back_promise(a), 0, "nobody waits any more");
+        fetches.promise(a, promise(7));
+        assert_eq!((fetches.take_back_promise(a), fetches.bytes()), (7, 640));
     }
 
     #[derive(Debug, Clone)]
@@ -307,7 +445,7 @@ mod tests {
             for op in ops {
                 match op {
                     Op::Begin(key) if under_way.values().all(|(k, _)| *k != key) => {
-                        under_way.insert(fetches.begin(job(key)), (key, false));
+                        under_way.insert(fetches.begin(job(key), LINE, true), (key, false));
                     }
                     Op::Begin(_) => {}
                     Op::Want(ticket, wanted) => {

@@ -149,6 +149,30 @@ async fn a_fetch_stays_within_its_budget() {
     assert_eq!(rig.stats().plan_over_budget, 16);
 }
 
+/// A lookup is answered before there is room for all of it. What has none then ends the prefix.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prefix_ends_where_the_pool_has_no_room_left() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let rig = Rig::new(&settings(dir.path())).await;
+    rig.fill(4, 32).await;
+    // The pool has prompts 2 and 3; 40 of its 64 blocks are in use.
+    let held = rig.look(&rig.keys(3, 32)).await;
+    let more = rig.look(&rig.keys(2, 8)).await;
+    assert_eq!((held.blocks.len(), more.blocks.len()), (32, 8));
+    let found = rig.look(&rig.keys(0, 32)).await;
+    assert_eq!((found.blocks.len(), found.pending), (0, 32));
+    let found = rig.wait(found).await;
+    assert_eq!(found.blocks.len(), 24);
+    assert_eq!(rig.stats().plan_no_room, 8);
+    for lease in [held.lease, more.lease, found.lease] {
+        let released = rig.client.release(&lease.expect("pinned")).await;
+        released.expect("releases");
+    }
+    rig.settled().await;
+    rig.quiet().await;
+    assert_eq!(rig.load(0, 32).await, 32);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_larger_than_the_pool_gets_what_fits() {
     let dir = tempfile::tempdir().expect("a folder");

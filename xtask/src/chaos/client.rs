@@ -116,14 +116,22 @@ impl Seen {
         self.unavailable += other.unavailable;
     }
 
-    /// Hits and references since `before`.
-    pub(super) fn hits_since(&self, before: &Seen) -> (u64, u64) {
-        (
-            self.prefix_hit_blocks
-                .saturating_sub(before.prefix_hit_blocks),
-            self.blocks_referenced
+    /// What was added since `before`.
+    pub(super) fn since(&self, before: &Seen) -> Seen {
+        Seen {
+            requests: self.requests.saturating_sub(before.requests),
+            blocks_referenced: self
+                .blocks_referenced
                 .saturating_sub(before.blocks_referenced),
-        )
+            prefix_hit_blocks: self
+                .prefix_hit_blocks
+                .saturating_sub(before.prefix_hit_blocks),
+            late_hit_blocks: self.late_hit_blocks.saturating_sub(before.late_hit_blocks),
+            bytes_verified: self.bytes_verified.saturating_sub(before.bytes_verified),
+            mismatches: self.mismatches.saturating_sub(before.mismatches),
+            damaged_blocks: self.damaged_blocks.saturating_sub(before.damaged_blocks),
+            unavailable: self.unavailable.saturating_sub(before.unavailable),
+        }
     }
 }
 

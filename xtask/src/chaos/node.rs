@@ -3,22 +3,19 @@
 
 //! Kills the server under replay. Every moment and victim follows from the seed; what they meet does not.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 
 use super::NodeArgs;
-use super::client::{Client, Seen};
+use super::fleet::{Drive, Fleet};
 use super::tally::Tally;
 use crate::demo::parse_bytes;
 use crate::programs::{Place, Programs, Running, now};
 use crate::workspace::Workspace;
 
-// How long clients may take to be served again before the round counts as failed.
-const PATIENCE: Duration = Duration::from_secs(30);
 // The hit rates before and after a kill are taken over so long.
-const WINDOW_MS: u64 = 200;
+const WINDOW: Duration = Duration::from_millis(200);
 // Load between a recovery and the next kill: the window after, something random, the window before.
 const LOAD_MS_MAX: u64 = 400;
 // The file for blocks on SSD is so many times as large as the pool.
@@ -39,11 +36,17 @@ pub(super) fn run(ws: &Workspace, args: &NodeArgs) -> anyhow::Result<()> {
     };
     println!("{length}, seed {}, {} clients", args.seed, args.clients);
     let started = now();
+    let drive = Drive {
+        clients: args.clients,
+        ranks: args.ranks,
+        ssd: args.ssd,
+    };
+    let mut server = Running::server(&programs, &place)?;
     let mut chaos = Chaos {
         args,
         started,
-        server: Running::server(&programs, &place)?,
-        clients: vec![],
+        fleet: Fleet::start(drive, &programs, &place, &mut server)?,
+        server,
         tally: Tally::default(),
         dice: Dice(args.seed),
         programs,
@@ -74,7 +77,7 @@ struct Chaos<'a> {
     programs: Programs,
     // Before the place: they must be gone when it is removed.
     server: Running,
-    clients: Vec<Client>,
+    fleet: Fleet,
     place: Place,
     tally: Tally,
     dice: Dice,
@@ -82,11 +85,6 @@ struct Chaos<'a> {
 
 impl Chaos<'_> {
     fn play(&mut self) -> anyhow::Result<()> {
-        for _ in 0..self.args.clients.max(1) {
-            let client = self.client()?;
-            self.clients.push(client);
-        }
-        self.wait_until_served("at the start")?;
         for round in 1.. {
             if self.is_over(round) {
                 break;
@@ -95,8 +93,8 @@ impl Chaos<'_> {
                 .with_context(|| format!("round {round} of seed {}", self.args.seed))?;
         }
         // The last window, then the end: the totals of those who are still there.
-        self.sleep(WINDOW_MS)?;
-        for client in &mut self.clients {
+        self.fleet.sleep(WINDOW)?;
+        for client in &mut self.fleet.clients {
             client.kill()?;
             self.tally.seen.add(client.seen());
             self.tally.outages_ms.extend(client.take_recoveries_ms());
@@ -114,23 +112,25 @@ impl Chaos<'_> {
 
     fn round(&mut self) -> anyhow::Result<()> {
         let random_ms = self.dice.below(LOAD_MS_MAX);
-        self.sleep(random_ms)?;
-        let mark = self.marks();
-        self.sleep(WINDOW_MS)?;
-        self.tally.before = self.sum_hits(&mark, self.tally.before);
+        self.fleet.sleep(Duration::from_millis(random_ms))?;
+        let marks = self.fleet.marks();
+        self.fleet.sleep(WINDOW)?;
+        self.tally.before.add(self.fleet.since(&marks));
         let killed = now();
         self.server.kill()?;
         if self.dice.below(CLIENT_KILL_ONE_IN) == 0 {
             self.replace_a_client()?;
         }
         self.server = Running::server(&self.programs, &self.place)?;
-        let mark = self.wait_until_served("after the kill")?;
+        let marks = self
+            .fleet
+            .wait_until_served(&mut self.server, "after the kill")?;
         let recovery = killed.elapsed().as_secs_f64() * 1000.0;
-        self.sleep(WINDOW_MS)?;
-        self.tally.after = self.sum_hits(&mark, self.tally.after);
+        self.fleet.sleep(WINDOW)?;
+        self.tally.after.add(self.fleet.since(&marks));
         self.tally.rounds += 1;
         self.tally.recoveries_ms.push(recovery);
-        for client in &self.clients {
+        for client in &self.fleet.clients {
             self.tally.outages_ms.extend(client.take_recoveries_ms());
         }
         self.say(recovery);
@@ -139,9 +139,8 @@ impl Chaos<'_> {
 
     fn say(&self, recovery_ms: f64) {
         let mut seen = self.tally.seen;
-        self.clients
-            .iter()
-            .for_each(|client| seen.add(client.seen()));
+        let clients = self.fleet.clients.iter();
+        clients.for_each(|client| seen.add(client.seen()));
         let rounds = self.tally.rounds;
         if rounds.is_multiple_of(10) || rounds == self.args.rounds {
             println!(
@@ -152,78 +151,16 @@ impl Chaos<'_> {
         }
     }
 
-    fn client(&self) -> anyhow::Result<Client> {
-        let ranks = self.args.ranks.to_string();
-        let mut command: Command = self.programs.replay(&self.place.socket());
-        command
-            .args(["--sample-ms", "20", "--in-flight", "2", "--ranks", &ranks])
-            .args(["--block-bytes", "64KiB", "--reconnect-ms-max", "30000"])
-            .stderr(Stdio::inherit());
-        if self.args.ssd {
-            command.args(["--wait-ms", "5000"]);
-        }
-        Client::start(&mut command)
-    }
-
     fn replace_a_client(&mut self) -> anyhow::Result<()> {
-        let victim = self.dice.below(self.clients.len() as u64) as usize;
-        self.clients[victim].kill()?;
+        let victim = self.dice.below(self.fleet.clients.len() as u64) as usize;
+        self.fleet.clients[victim].kill()?;
         self.tally.clients_killed += 1;
-        self.tally.seen.add(self.clients[victim].seen());
+        self.tally.seen.add(self.fleet.clients[victim].seen());
         self.tally
             .outages_ms
-            .extend(self.clients[victim].take_recoveries_ms());
-        self.clients[victim] = self.client()?;
+            .extend(self.fleet.clients[victim].take_recoveries_ms());
+        self.fleet.clients[victim] = self.fleet.client(&self.programs, &self.place)?;
         Ok(())
-    }
-
-    /// Waits until every client has finished a request from now on.
-    fn wait_until_served(&mut self, when: &str) -> anyhow::Result<Vec<Seen>> {
-        let (from, until) = (self.marks(), now() + PATIENCE);
-        loop {
-            self.check_clients()?;
-            let marks = self.marks();
-            if marks
-                .iter()
-                .zip(&from)
-                .all(|(m, f)| m.requests > f.requests)
-            {
-                return Ok(marks);
-            }
-            if now() > until {
-                bail!("not every client was served within {PATIENCE:?} {when}");
-            }
-            if !self.server.is_running() {
-                bail!("the server ended by itself {when}");
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn check_clients(&mut self) -> anyhow::Result<()> {
-        let gone = self
-            .clients
-            .iter_mut()
-            .position(|client| !client.is_running());
-        ensure!(gone.is_none(), "client {} gave up", gone.unwrap_or(0));
-        Ok(())
-    }
-
-    fn sleep(&mut self, ms: u64) -> anyhow::Result<()> {
-        std::thread::sleep(Duration::from_millis(ms));
-        self.check_clients()
-    }
-
-    fn marks(&self) -> Vec<Seen> {
-        self.clients.iter().map(Client::seen).collect()
-    }
-
-    fn sum_hits(&self, since: &[Seen], mut sum: (u64, u64)) -> (u64, u64) {
-        for (client, mark) in self.clients.iter().zip(since) {
-            let (hits, references) = client.seen().hits_since(mark);
-            sum = (sum.0 + hits, sum.1 + references);
-        }
-        sum
     }
 }
 

@@ -20,10 +20,10 @@ pub(super) struct Tally {
     pub(super) outages_ms: Vec<f64>,
     /// From the kill until every client was served again, milliseconds, one a round.
     pub(super) recoveries_ms: Vec<f64>,
-    /// Prefix hits and references just before the kills.
-    pub(super) before: (u64, u64),
+    /// What clients did just before the kills.
+    pub(super) before: Seen,
     /// The same just after the recoveries.
-    pub(super) after: (u64, u64),
+    pub(super) after: Seen,
     pub(super) seconds: f64,
 }
 
@@ -96,8 +96,9 @@ impl fmt::Display for Tally {
     }
 }
 
-fn share((hits, of): (u64, u64)) -> Option<f64> {
-    (of > 0).then(|| hits as f64 / of as f64)
+fn share(seen: Seen) -> Option<f64> {
+    let of = seen.blocks_referenced;
+    (of > 0).then(|| seen.prefix_hit_blocks as f64 / of as f64)
 }
 
 fn quantiles(ms: &[f64]) -> Value {
@@ -131,7 +132,11 @@ mod tests {
     fn the_table_names_what_matters() {
         let tally = Tally {
             rounds: 3,
-            before: (1, 2),
+            before: Seen {
+                prefix_hit_blocks: 1,
+                blocks_referenced: 2,
+                ..Seen::default()
+            },
             ..Tally::default()
         };
         let text = tally.to_string();

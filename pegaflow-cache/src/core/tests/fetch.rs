@@ -41,7 +41,7 @@ fn fetch(rig: &mut Rig, blocks: u64, more: u64) -> (LookupReply, ReserveReply) {
         .count();
     let followed = rig
         .core
-        .follow_on(rig.now, B, &request, room as u32, &mut found);
+        .follow_on(rig.now, B, &request, room as u32, 0, &mut found);
     followed.expect("follows");
     (found, reserved)
 }
@@ -131,6 +131,91 @@ fn the_end_of_a_waiting_lease_is_told() {
     assert_eq!(rig.drain(), [Action::WaitOver { ticket: T }]);
     rig.seal(A, &reserved);
     assert_eq!(last_word(&mut rig), None);
+    rig.done();
+}
+
+/// A lookup of 4 blocks, of which `begun` have room at once.
+fn promise(rig: &mut Rig, begun: u64) -> (LookupReply, ReserveReply) {
+    let all = keys(0..4);
+    let request = LookupRequest {
+        namespace: rig.namespace,
+        group: rig.group,
+        keys: &all,
+        mode: LookupMode::Prefix,
+        lease_ttl_ms: Some(1000),
+        ticket: Some(T),
+    };
+    let mut found = LookupReply::default();
+    let looked = rig.core.lookup(rig.now, B, &request, &mut found);
+    looked.expect("looks up");
+    let reserved = rig.reserve(A, &keys(0..begun));
+    let (begun, rest) = (begun as u32, 4 - begun as u32);
+    let followed = rig
+        .core
+        .follow_on(rig.now, B, &request, begun, rest, &mut found);
+    followed.expect("follows");
+    assert_eq!(found.pending, 4);
+    rig.core.check();
+    (found, reserved)
+}
+
+#[test]
+fn a_wait_goes_on_over_what_was_promised() {
+    for begun_before_ready in [true, false] {
+        let mut rig = Rig::new(8);
+        let (found, first) = promise(&mut rig, 2);
+        let lease = found.lease.expect("it waits");
+        if !begun_before_ready {
+            rig.seal(A, &first);
+            assert_eq!(last_word(&mut rig), Some((2, false)), "more will come");
+        }
+        let second = rig.reserve(A, &keys(2..4));
+        rig.core.promised(lease, 2, false, &mut rig.actions);
+        if begun_before_ready {
+            rig.seal(A, &first);
+        }
+        assert_eq!(last_word(&mut rig), Some((2, false)));
+        rig.seal(A, &second);
+        assert_eq!(last_word(&mut rig), Some((4, true)));
+        rig.release(B, &found);
+        rig.done();
+    }
+}
+
+#[test]
+fn a_promise_taken_back_ends_the_wait_at_what_was_begun() {
+    let mut rig = Rig::new(8);
+    let (found, first) = promise(&mut rig, 2);
+    let lease = found.lease.expect("it waits");
+    rig.seal(A, &first);
+    let second = rig.reserve(A, &keys(2..3));
+    rig.core.promised(lease, 1, true, &mut rig.actions);
+    assert_eq!(last_word(&mut rig), Some((2, false)));
+    rig.seal(A, &second);
+    assert_eq!(last_word(&mut rig), Some((3, true)));
+    rig.core.promised(lease, 1, true, &mut rig.actions);
+    assert_eq!(last_word(&mut rig), None, "it is over");
+    rig.release(B, &found);
+
+    let mut rig = Rig::new(8);
+    let (found, first) = promise(&mut rig, 2);
+    rig.seal(A, &first);
+    rig.core
+        .promised(found.lease.expect("it waits"), 0, true, &mut rig.actions);
+    assert_eq!(last_word(&mut rig), Some((2, true)));
+    rig.release(B, &found);
+    rig.done();
+}
+
+#[test]
+fn a_lease_that_ends_while_blocks_are_promised_leaves_no_wait() {
+    let mut rig = Rig::new(8);
+    let (found, first) = promise(&mut rig, 1);
+    rig.seal(A, &first);
+    rig.drain();
+    rig.release(B, &found);
+    assert_eq!(rig.drain(), [Action::WaitOver { ticket: T }]);
+    assert_eq!(rig.core.stats().waiters, 0);
     rig.done();
 }
 

@@ -73,10 +73,22 @@ impl Reader {
                 let ended = ended.collect();
                 self.end_all(ended);
                 self.begin();
+                self.step();
             }
             self.begin();
+            while !inbox.has_answers() && self.step() {}
             self.reap_late();
         }
+    }
+
+    /// Makes room for some blocks that lookups wait for, and begins their fetch. Whether there were any.
+    fn step(&mut self) -> bool {
+        let wanted = self.tier.fetches.lock().fetches.next_step().is_some();
+        if wanted {
+            self.shared.with(|state, now| self.tier.step(state, now));
+            self.begin();
+        }
+        wanted
     }
 
     fn take_back(&mut self) {
@@ -313,8 +325,7 @@ impl Reader {
 }
 
 fn layout_of<'a>(state: &'a State, job: &Job) -> Option<&'a GroupLayout> {
-    let layout = state.namespaces.get(job.namespace.0 as usize)?;
-    layout.groups.get(usize::from(job.group.0))
+    state.group(job.namespace, job.group)
 }
 
 fn seal(state: &mut State, now: Now, tier: &Tier, job: &Job, sums: &[u64]) {

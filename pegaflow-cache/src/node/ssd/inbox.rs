@@ -53,6 +53,12 @@ impl Inbox {
         self.tell(|state| state.stop = true);
     }
 
+    /// Whether requests are answered, or the thread is to end.
+    pub(super) fn has_answers(&self) -> bool {
+        let state = self.state.lock();
+        state.stop || !state.answered.is_empty()
+    }
+
     /// Waits for one of these, `patience` at most. The requests that are answered; none to end.
     pub(super) fn wait(&self, patience: Duration) -> Option<Vec<u64>> {
         let mut state = self.state.lock();

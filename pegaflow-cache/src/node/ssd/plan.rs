@@ -3,24 +3,24 @@
 //! A lookup that the pools cannot answer whole: what of the rest is on SSD, and its fetch.
 //!
 //! Runs under the node's lock, so nothing it sees can change before it is used. It asks the store's
-//! index, never the drive.
+//! index, never the drive. A lookup makes room for its first blocks only; the thread that fetches makes
+//! the rest, step by step, and the lock is free between.
 
-use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 
 use pegaflow_meta::BlockKey;
 use pegaflow_ssd::{BlockStore, Key};
 
 use super::Tier;
-use crate::core::{Answer, FetchRequest, LookupRequest, Now, Presence, SessionId};
+use crate::core::{Answer, FetchRequest, LookupRequest, Now, Presence, SessionId, TicketId};
 use crate::error::Result;
 use crate::node::state::State;
-use crate::tier::fetch::{Fetches, Job};
+use crate::tier::fetch::{Fetches, Job, Promise, Step};
 use crate::tier::plan::{Limits, Place, Plan, plan};
 
 /// Keys looked for on SSD at once: a prefix often ends early.
 const CHUNK: usize = 64;
-/// Blocks whose fetch begins before room is made for the rest.
+/// Blocks that a lookup makes room for before it is answered.
 const FIRST: usize = 16;
 
 impl Tier {
@@ -50,13 +50,125 @@ impl Tier {
         let Some(plan) = self.plan(state, request, &places) else {
             return Ok(fetching);
         };
-        let (more, begun) = self.begin(state, now, request, known, &plan)?;
-        let State { core, lookup, .. } = state;
-        if let Err(error) = core.follow_on(now, session, request, more, lookup) {
+        let more = self.follow(state, now, session, request, &plan);
+        if more.is_err() {
             self.wait_over(ticket);
-            return Err(error.into());
         }
-        Ok(fetching + begun)
+        Ok(fetching + more?)
+    }
+
+    /// Begins what was planned and lets the lookup wait for it; how many of the blocks come from SSD.
+    fn follow(
+        &self,
+        state: &mut State,
+        now: Now,
+        session: SessionId,
+        request: &LookupRequest<'_>,
+        plan: &Plan,
+    ) -> Result<u32> {
+        let known = state.lookup.blocks.len() + state.lookup.pending as usize;
+        let keys = &request.keys[known..][..plan.blocks as usize];
+        // With blocks of the pool in between it is one request: that evicts none of them.
+        let at_once = match plan.fetches == plan.blocks {
+            true => keys.len().min(FIRST),
+            false => keys.len(),
+        };
+        let wanted = FetchRequest {
+            namespace: request.namespace,
+            group: request.group,
+            parent: known.checked_sub(1).map(|at| request.keys[at]),
+            keys: &keys[..at_once],
+        };
+        let (room, fetching) = self.begin(state, now, &wanted, request.ticket, true)?;
+        let later = match room == at_once {
+            true => &keys[at_once..],
+            false => &[],
+        };
+        let State { core, lookup, .. } = state;
+        let (begun, promised) = (room as u32, later.len() as u32);
+        core.follow_on(now, session, request, begun, promised, lookup)?;
+        self.promise(state, request, wanted.keys, later);
+        let refused = (keys.len() - room - later.len()) as u64;
+        self.counters.plan_no_room.fetch_add(refused, Relaxed);
+        Ok(fetching + promised)
+    }
+
+    /// Leaves blocks behind `begun` to the thread that fetches.
+    fn promise(
+        &self,
+        state: &State,
+        request: &LookupRequest<'_>,
+        begun: &[BlockKey],
+        later: &[BlockKey],
+    ) {
+        let layout = state.group(request.namespace, request.group);
+        let (Some(ticket), Some(lease)) = (request.ticket, state.lookup.lease) else {
+            return;
+        };
+        let (Some(parent), Some(layout), false) = (begun.last(), layout, later.is_empty()) else {
+            return;
+        };
+        let promise = Promise {
+            lease,
+            namespace: request.namespace,
+            group: request.group,
+            parent: *parent,
+            keys: later.iter().copied().collect(),
+            block_bytes: layout.shape.bytes(),
+        };
+        self.fetches.lock().fetches.promise(ticket, promise);
+        self.reader.ring();
+    }
+
+    /// Makes room for some blocks that were promised, if there are any and little waits for the drive.
+    pub(super) fn step(&self, state: &mut State, now: Now) {
+        let next = {
+            let fetches = &mut self.fetches.lock().fetches;
+            let ticket = fetches.next_step();
+            ticket.and_then(|ticket| Some((ticket, fetches.step(ticket)?)))
+        };
+        let Some((ticket, step)) = next else { return };
+        let room = self.begin_step(state, now, ticket, &step);
+        let last = room < step.keys.len();
+        if last {
+            let later = self.fetches.lock().fetches.take_back_promise(ticket);
+            let refused = (step.keys.len() - room) as u64 + u64::from(later);
+            self.counters.plan_no_room.fetch_add(refused, Relaxed);
+        }
+        let State { core, actions, .. } = state;
+        core.promised(step.lease, room as u32, last, actions);
+        state.apply(None);
+    }
+
+    /// How many blocks of the step can be waited for.
+    fn begin_step(&self, state: &mut State, now: Now, ticket: TicketId, step: &Step) -> usize {
+        let mut presence = vec![];
+        let known = state
+            .core
+            .presence(step.namespace, step.group, &step.keys, &mut presence);
+        debug_assert!(known.is_ok(), "{known:?}");
+        let free = {
+            let fetches = &self.fetches.lock().fetches;
+            // As in `locate`: its place is not free yet.
+            let given_up =
+                |(key, at): &(&BlockKey, &Presence)| **at == Presence::Absent && fetches.has(key);
+            let keys = step.keys.iter().zip(&presence);
+            keys.take_while(|one| !given_up(one)).count()
+        };
+        let wanted = FetchRequest {
+            namespace: step.namespace,
+            group: step.group,
+            parent: Some(step.parent),
+            keys: &step.keys[..free],
+        };
+        match self.begin(state, now, &wanted, Some(ticket), false) {
+            Ok((room, _)) => room,
+            Err(error) => {
+                // The lookup gets what it has.
+                tracing::debug!(%error, lease = step.lease.0, "a prefix from SSD is cut short");
+                0
+            }
+        }
     }
 
     /// Where the blocks from key `known` on are, as far as there is no gap.
@@ -117,69 +229,34 @@ impl Tier {
         (plan.fetches > 0).then_some(plan)
     }
 
-    /// Reserves places for what is to be fetched and queues it. How many blocks can be followed, and
-    /// how many of these come from SSD.
+    /// Reserves places and queues their fetch, in the turn of `ticket`; `fresh` if that has had nothing
+    /// yet. How many of the blocks can be followed, and how many of these come from SSD.
     fn begin(
         &self,
         state: &mut State,
         now: Now,
-        request: &LookupRequest<'_>,
-        known: usize,
-        plan: &Plan,
-    ) -> Result<(u32, u32)> {
-        let blocks = plan.blocks as usize;
-        // Making room for all takes longer than reading the first. With blocks of the pool in between
-        // it is one request: that evicts none of them.
-        let first = match plan.fetches == plan.blocks {
-            true => blocks.min(FIRST),
-            false => blocks,
-        };
-        let (mut more, mut begun) = self.begin_some(state, now, request, known..known + first)?;
-        if more == first && first < blocks {
-            let rest = known + first..known + blocks;
-            // What has begun is followed, whatever becomes of the rest.
-            let rest = self.begin_some(state, now, request, rest);
-            let rest = rest.unwrap_or_default();
-            (more, begun) = (more + rest.0, begun + rest.1);
-        }
-        let refused = (blocks - more) as u64;
-        self.counters.plan_no_room.fetch_add(refused, Relaxed);
-        Ok((more as u32, begun))
-    }
-
-    /// Reserves places for the keys in `range` and queues their fetch. How many of them can be followed,
-    /// and how many of these come from SSD.
-    fn begin_some(
-        &self,
-        state: &mut State,
-        now: Now,
-        request: &LookupRequest<'_>,
-        range: Range<usize>,
+        wanted: &FetchRequest<'_>,
+        ticket: Option<TicketId>,
+        fresh: bool,
     ) -> Result<(usize, u32)> {
-        let before = range.start.checked_sub(1);
-        let wanted = FetchRequest {
-            namespace: request.namespace,
-            group: request.group,
-            parent: before.and_then(|at| request.keys.get(at)).copied(),
-            keys: &request.keys[range],
-        };
         let State {
             core,
             reserve,
             actions,
             ..
         } = state;
-        core.reserve_fetch(now, self.session, &wanted, reserve, actions)?;
+        let Some(ticket) = ticket.filter(|_| !wanted.keys.is_empty()) else {
+            return Ok((0, 0));
+        };
+        core.reserve_fetch(now, self.session, wanted, reserve, actions)?;
         state.apply(None);
         let answers = state.reserve.answers.iter();
         let room = answers.take_while(|answer| **answer != Answer::OutOfBudget);
         let room = room.count();
         let mut fetching = self.fetches.lock();
-        queue(&mut fetching.fetches, state, &wanted);
+        queue(&mut fetching.fetches, state, wanted, ticket, fresh);
         // Before a fetch can be over: it counts as one that the lookup waits for.
-        let ticket = request.ticket.into_iter();
-        let begun = ticket.map(|ticket| fetching.fetches.want(ticket, &wanted.keys[..room]));
-        let begun = begun.sum();
+        let begun = fetching.fetches.want(ticket, &wanted.keys[..room]);
         drop(fetching);
         self.reader.ring();
         Ok((room, begun))
@@ -194,15 +271,20 @@ impl Tier {
 }
 
 /// Queues the fetch of what was just given a place.
-fn queue(fetches: &mut Fetches, state: &State, wanted: &FetchRequest<'_>) {
-    let namespace = state.namespaces.get(wanted.namespace.0 as usize);
-    let layout = namespace.and_then(|layout| layout.groups.get(usize::from(wanted.group.0)));
+fn queue(
+    fetches: &mut Fetches,
+    state: &State,
+    wanted: &FetchRequest<'_>,
+    ticket: TicketId,
+    fresh: bool,
+) {
+    let layout = state.group(wanted.namespace, wanted.group);
     let (Some(lease), Some(layout)) = (state.reserve.lease, layout) else {
         return;
     };
     for ((item, answer), key) in (0..).zip(&state.reserve.answers).zip(wanted.keys) {
         if let Answer::Place { place, .. } = *answer {
-            fetches.begin(Job {
+            let job = Job {
                 key: *key,
                 namespace: wanted.namespace,
                 group: wanted.group,
@@ -211,7 +293,8 @@ fn queue(fetches: &mut Fetches, state: &State, wanted: &FetchRequest<'_>) {
                 item,
                 bytes: layout.shape.bytes(),
                 checksums: layout.checksums(),
-            });
+            };
+            fetches.begin(job, ticket, fresh);
         }
     }
 }
