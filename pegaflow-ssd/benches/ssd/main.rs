@@ -49,6 +49,8 @@ pub(crate) struct Job<'a> {
     pub(crate) direct: bool,
     /// Buffers on pages of 2 MiB, which fio has not: fewer addresses for the device.
     pub(crate) huge_pages: bool,
+    /// Beside the bare ring, another thread makes the checksums that the store would.
+    pub(crate) checksums: bool,
 }
 
 /// What one run of a point measured.
@@ -75,6 +77,22 @@ impl Figures {
             p999_us: at(0.999),
             cpu_us_per_op: cpu_us as f64 / ops.max(1) as f64,
         }
+    }
+}
+
+/// One round of a point.
+#[derive(Debug, Clone, Copy, Default)]
+struct Round {
+    ours: Figures,
+    floor: Option<Figures>,
+    /// The floor while another thread makes as many checksums: what the machine then leaves for its drive.
+    beside_checksums: Option<Figures>,
+}
+
+impl Job<'_> {
+    /// Counted in operations, not bytes.
+    fn small(&self) -> bool {
+        self.block_bytes < 64 << 10
     }
 }
 
@@ -153,6 +171,7 @@ impl Bench {
             time: self.time,
             direct: true,
             huge_pages: true,
+            checksums: false,
         }
     }
 
@@ -172,8 +191,8 @@ impl Bench {
                 for huge_pages in [false, true] {
                     let job = Job { huge_pages, ..job };
                     let fio = |j: &Job<'_>| self.fio.then(|| fio::run(j));
-                    let pairs = self.alternate(&job, raw::run, fio);
-                    self.report(&name, &job, "fio, same job and file", &pairs);
+                    let rounds = self.alternate(&job, raw::run, fio, |_| None);
+                    self.report(&name, &job, "fio, same job and file", &rounds);
                 }
             }
         }
@@ -190,8 +209,8 @@ impl Bench {
             let job = self.job(op, block_bytes, depth);
             let name = format!("store_{}", name(op));
             if self.wants(&name) {
-                let pairs = self.against_bare(&job);
-                self.report(&name, &job, "bare ring, same work", &pairs);
+                let rounds = self.against_bare(&job);
+                self.report(&name, &job, "bare ring, same work", &rounds);
             }
         }
         if self.wants("store_mixed") {
@@ -200,54 +219,70 @@ impl Bench {
     }
 
     // Reads: the floor reads the same part of the device.
-    fn against_bare(&self, job: &Job<'_>) -> Vec<(Figures, Option<Figures>)> {
+    fn against_bare(&self, job: &Job<'_>) -> Vec<Round> {
         if job.op == Op::Write {
-            return self.alternate(job, store::write, |j| Some(raw::run(j)));
+            return self.against_ring(job, job.bytes, store::write);
         }
         let blocks = store::prepare(job);
         let bytes = blocks * job.block_bytes;
-        let floor = |j: &Job<'_>| Some(raw::run(&Job { bytes, ..*j }));
-        self.alternate(job, |j| store::read(j, blocks), floor)
+        self.against_ring(job, bytes, |j| store::read(j, blocks))
     }
 
-    // Ours and the floor take turns, so that whatever else the machine does hits both.
+    fn against_ring(
+        &self,
+        job: &Job<'_>,
+        bytes: u64,
+        ours: impl Fn(&Job<'_>) -> Figures,
+    ) -> Vec<Round> {
+        let ring = |j: &Job<'_>, checksums| {
+            let j = Job {
+                bytes,
+                checksums,
+                ..*j
+            };
+            raw::run(&j)
+        };
+        let beside = |j: &Job<'_>| (!j.small()).then(|| ring(j, true));
+        self.alternate(job, ours, |j| Some(ring(j, false)), beside)
+    }
+
+    // They take turns, so that whatever else the machine does hits all.
     fn alternate(
         &self,
         job: &Job<'_>,
         ours: impl Fn(&Job<'_>) -> Figures,
         floor: impl Fn(&Job<'_>) -> Option<Figures>,
-    ) -> Vec<(Figures, Option<Figures>)> {
-        (0..self.rounds)
-            .map(|i| match i % 2 {
-                0 => {
-                    let ours = ours(job);
-                    (ours, floor(job))
+        beside: impl Fn(&Job<'_>) -> Option<Figures>,
+    ) -> Vec<Round> {
+        let round = |i| {
+            let mut round = Round::default();
+            for turn in 0..3 {
+                match (i + turn) % 3 {
+                    0 => round.ours = ours(job),
+                    1 => round.floor = floor(job),
+                    _ => round.beside_checksums = beside(job),
                 }
-                _ => {
-                    let floor = floor(job);
-                    (ours(job), floor)
-                }
-            })
-            .collect()
+            }
+            round
+        };
+        (0..self.rounds).map(round).collect()
     }
 
-    fn report(&self, op: &str, job: &Job<'_>, what: &str, pairs: &[(Figures, Option<Figures>)]) {
-        let of = |f: fn(&Figures) -> f64| median(pairs.iter().map(|(o, _)| f(o)));
-        let floor = |f: fn(&Figures) -> f64| {
-            let all: Vec<f64> = pairs
-                .iter()
-                .filter_map(|(_, x)| x.as_ref().map(f))
-                .collect();
+    fn report(&self, op: &str, job: &Job<'_>, what: &str, rounds: &[Round]) {
+        let of = |f: fn(&Figures) -> f64| median(rounds.iter().map(|r| f(&r.ours)));
+        let of_some = |which: fn(&Round) -> Option<Figures>, f: fn(&Figures) -> f64| {
+            let all: Vec<f64> = rounds.iter().filter_map(|r| Some(f(&which(r)?))).collect();
             (!all.is_empty()).then(|| median(all.into_iter()))
         };
-        let small = job.block_bytes < 64 << 10;
-        let speed = if small {
+        let floor = |f| of_some(|r| r.floor, f);
+        let speed = if job.small() {
             |f: &Figures| f.ops_per_s
         } else {
             |f: &Figures| f.gb_per_s
         };
         let share = floor(speed).map(|floor| of(speed) / floor);
-        let line = json!({
+        let beside = of_some(|r| r.beside_checksums, |f| f.gb_per_s);
+        let mut line = json!({
             "bench": "ssd",
             "settings": {"op": op, "block_bytes": job.block_bytes, "depth": job.depth, "direct": job.direct, "huge_pages": job.huge_pages},
             "machine": machine(self),
@@ -262,9 +297,13 @@ impl Bench {
             "cpu_us_per_op": of(|f| f.cpu_us_per_op),
             "floor_cpu_us_per_op": floor(|f| f.cpu_us_per_op).unwrap_or(-1.0),
         });
+        if let Some(beside) = beside {
+            line["floor_beside_checksums_gb_per_s"] = json!(beside);
+            line["share_beside_checksums"] = json!(of(speed) / beside);
+        }
         println!("{line}");
         eprintln!(
-            "{op} {} KiB x {} (huge pages: {}): {:.3} GB/s, {:.0} ops/s, p99 {:.0} us, {:.1} us CPU an op; share {:?} (floor p99 {:?} us, CPU {:?} us)",
+            "{op} {} KiB x {} (huge pages: {}): {:.3} GB/s, {:.0} ops/s, p99 {:.0} us, {:.1} us CPU an op; share {:?} (floor p99 {:?} us, CPU {:?} us; beside checksums {:?} GB/s)",
             job.block_bytes >> 10,
             job.depth,
             job.huge_pages,
@@ -275,6 +314,7 @@ impl Bench {
             share,
             floor(|f| f.p99_us),
             floor(|f| f.cpu_us_per_op),
+            beside,
         );
     }
 }

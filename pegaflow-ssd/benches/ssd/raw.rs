@@ -4,11 +4,14 @@
 //! One ring on this thread: as close to the device as the crate gets.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pegaflow_ssd::ring::{Ring, RingJob, RingSettings};
-use pegaflow_ssd::{Arena, BlockFile, IoKind, OpenOptions, Piece, SystemFile, cpu_time_us};
+use pegaflow_ssd::{
+    Arena, BlockFile, IoKind, OpenOptions, Piece, SystemFile, checksum, cpu_time_us,
+};
 
 use crate::{Figures, Job, Op};
 
@@ -30,6 +33,7 @@ pub(crate) fn lay_out(path: &Path) -> u64 {
             time,
             direct: true,
             huge_pages: true,
+            checksums: false,
         },
         Some(bytes / block_bytes),
     );
@@ -38,6 +42,31 @@ pub(crate) fn lay_out(path: &Path) -> u64 {
 
 pub(crate) fn run(job: &Job<'_>) -> Figures {
     drive(job, None)
+}
+
+/// A thread that makes the store's checksums, of memory of its own and never in the ring's way.
+struct Checksums {
+    tell: mpsc::Sender<()>,
+}
+
+impl Checksums {
+    fn start(block_bytes: u64) -> Self {
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            // More than the caches hold, as blocks from a drive are in none.
+            let memory = vec![1u8; 256 << 20];
+            let mut blocks = memory.chunks_exact(block_bytes as usize).cycle();
+            while told.recv().is_ok() {
+                std::hint::black_box(blocks.next().map(checksum));
+            }
+        });
+        Self { tell }
+    }
+
+    fn one_more(&self) {
+        // It listens for as long as `self` lives.
+        let _ = self.tell.send(());
+    }
 }
 
 #[allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
@@ -58,6 +87,7 @@ fn drive(job: &Job<'_>, ops_max: Option<u64>) -> Figures {
         false => Arena::on_small_pages(job.block_bytes as usize, job.depth as usize),
     };
     let arena = arena.expect("memory");
+    let checksums = job.checksums.then(|| Checksums::start(job.block_bytes));
     ring.register(&arena.region());
     let kind = if job.op == Op::Write {
         IoKind::Write
@@ -103,6 +133,9 @@ fn drive(job: &Job<'_>, ops_max: Option<u64>) -> Figures {
             us.push((now - since[token]).as_micros() as u32);
             since[token] = now;
             ops += 1;
+            if let Some(checksums) = &checksums {
+                checksums.one_more();
+            }
             ring.push(RingJob {
                 token: d.token,
                 kind,

@@ -3,6 +3,8 @@
 
 //! One suite for every way to run a device.
 
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc;
 
 use super::*;
@@ -78,7 +80,22 @@ fn conformance(disk: Arc<dyn Disk>) {
     );
     assert_eq!((again.result, again.pieces[0].buf[0]), (Ok(()), 1));
     many_at_once(&guard);
+    more_pieces_than_one_system_call_takes(&guard);
     assert_eq!(guard.waiting(), 0);
+}
+
+// Both ways: IOV_MAX is 1,024.
+fn more_pieces_than_one_system_call_takes(guard: &Guard) {
+    const PIECES: usize = 1500;
+    let pieces = (0..PIECES).map(|i| Piece::whole(Buf::copy_of(&[i as u8; 4096])));
+    let wrote = run(guard, IoKind::Write, 4096, pieces.collect());
+    assert_eq!((wrote.result, wrote.pieces.len()), (Ok(()), PIECES));
+    let pieces = (0..PIECES).map(|_| Piece::whole(Buf::new(4096)));
+    let read = run(guard, IoKind::Read, 4096, pieces.collect());
+    assert_eq!((read.result, read.pieces.len()), (Ok(()), PIECES));
+    for (i, piece) in read.pieces.iter().enumerate() {
+        assert!(piece.buf.iter().all(|b| *b == i as u8), "piece {i}");
+    }
 }
 
 fn many_at_once(guard: &Guard) {
@@ -214,6 +231,63 @@ fn a_transfer_that_never_returns_is_given_up_and_its_memory_kept() {
         std::thread::yield_now();
     }
     assert_eq!(guard.stuck(), 0);
+}
+
+/// A pipe nobody writes to: a read of it does not complete by itself.
+struct Silent(io::PipeReader);
+
+impl BlockFile for Silent {
+    fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn bytes(&self) -> u64 {
+        0
+    }
+    fn descriptor(&self) -> Option<RawFd> {
+        Some(self.0.as_raw_fd())
+    }
+}
+
+#[test]
+fn a_ring_that_never_answers_is_replaced_and_gives_its_memory_back() {
+    let (reader, _writer) = io::pipe().unwrap();
+    let Ok(disk) = open(Arc::new(Silent(reader)), &settings(Backend::Uring)) else {
+        return eprintln!("no io_uring here");
+    };
+    let guard = Guard::new(disk, 0);
+    let (tell, told) = mpsc::channel();
+    guard.submit(vec![(
+        IoKind::Read,
+        0,
+        vec![Piece::whole(Buf::new(4096))],
+        Box::new(move |f| tell.send(f).unwrap()),
+    )]);
+    let given_up = loop {
+        guard.expire();
+        if let Ok(finished) = told.try_recv() {
+            break finished;
+        }
+    };
+    assert!(matches!(given_up.result, Err(Error::Deadline { .. })));
+    let mut late = guard.take_late();
+    while late.is_empty() {
+        late = guard.take_late();
+        std::thread::yield_now();
+    }
+    assert_eq!((late.len(), guard.stuck()), (1, 0));
+    let patient = Guard::new(guard.disk().clone(), 30_000);
+    let flushed = run(&patient, IoKind::Flush, 0, vec![]);
+    assert!(
+        !matches!(flushed.result, Err(Error::Deadline { .. } | Error::Closed)),
+        "the fresh ring answers: {:?}",
+        flushed.result
+    );
 }
 
 #[test]

@@ -8,9 +8,10 @@
 //! 1 MiB     segment 0: batch, batch, ... (free) ..., summary | trailer at the segment's very end
 //! + n * segment_bytes   segment n
 //! ```
-//! The first batch is a *mark*, a header without records, where the first block leaves room for it. A *batch* is a header (one record for each block: key, place, length, checksum, expiry, the caller's metadata), then the blocks, each on
-//! pages of its own. The *summary* repeats the records of a full segment, so that opening a store reads those and not every header: it is the
-//! index's checkpoint, kept in parts. A *void* page at a segment's end says that nothing written there before counts.
+//! A *batch* is a header (one record for each block: key, place, length, checksum, expiry, the caller's metadata), then the blocks,
+//! each on pages of its own. The first batch is a *mark*, a header without records, where the first block leaves room for it. The
+//! *summary* repeats the records of a full segment, so that opening a store reads those and not every header: it is the index's
+//! checkpoint, kept in parts. A *void* page at a segment's end says that nothing written there before counts.
 //!
 //! Invariant: nothing here trusts a length before the checksum over it was checked.
 

@@ -28,6 +28,21 @@ fn failed_writes_say_so_and_give_the_buffer_back() {
 }
 
 #[test]
+fn a_failed_read_says_so_and_gives_the_buffer_back() {
+    let (store, plan) = faulty(settings());
+    put(&store, 1, 100_000).unwrap();
+    plan.next(IoKind::Read, 1, Fault::Error(libc::EIO));
+    let ticket = store.get(Get::new(key(1), Buf::new(100_000))).unwrap();
+    let done = ticket.wait();
+    assert!(
+        matches!(done.result, Err(Error::Io { errno, .. }) if errno == libc::EIO),
+        "{done:?}"
+    );
+    assert_eq!(done.bufs.len(), 1);
+    assert_eq!(get(&store, 1, 100_000), Ok(true), "the block stays");
+}
+
+#[test]
 fn a_flipped_bit_is_an_error_once_and_a_miss_from_then_on() {
     let (store, plan) = faulty(settings());
     put(&store, 1, 100_000).unwrap();
@@ -129,4 +144,195 @@ fn a_full_queue_is_busy_with_the_buffer_back() {
     plan.release();
     assert_eq!(waits.wait().result, Ok(Stored::Stored));
     assert_eq!(store.stats().dropped.busy, 1);
+}
+
+/// A store on a device that can be looked at as it would be after a power cut.
+fn on_a_device(settings: Settings) -> (SsdStore, Arc<FaultFile<MemoryFile>>, FaultPlan) {
+    let plan = FaultPlan::new();
+    let memory = MemoryFile::new(8 * MIB);
+    let file = Arc::new(FaultFile::new(memory, plan.clone()));
+    let store = SsdStore::over(settings, vec![("faulty".into(), file.clone())]).unwrap();
+    (store, file, plan)
+}
+
+/// What another process finds if this one is killed now.
+fn after_a_kill(settings: Settings, file: &FaultFile<MemoryFile>) -> SsdStore {
+    let memory = MemoryFile::from_bytes(file.inner().snapshot());
+    SsdStore::over(settings, vec![("copy".into(), Arc::new(memory))]).unwrap()
+}
+
+#[test]
+fn a_flipped_bit_in_a_header_costs_its_own_block_only() {
+    let (store, file, plan) = on_a_device(settings());
+    put(&store, 1, 100_000).unwrap();
+    // The header is written before the block.
+    plan.next(IoKind::Write, 1, Fault::Flip(20));
+    put(&store, 2, 100_000).unwrap();
+    assert_eq!(plan.hits(), 1);
+    put(&store, 3, 20_000).unwrap();
+    let with_meta = Get {
+        meta: true,
+        ..Get::new(key(2), Buf::new(100_000))
+    };
+    let done = store.get(with_meta).unwrap().wait();
+    assert_eq!(done.result, Ok(Fetched::Miss), "no metadata to give");
+    let reopened = after_a_kill(settings(), &file);
+    for (n, bytes, there) in [(1, 100_000, true), (2, 100_000, false), (3, 20_000, true)] {
+        assert_eq!(get(&reopened, n, bytes), Ok(there), "block {n}");
+    }
+}
+
+#[test]
+fn what_was_flushed_outlives_a_device_that_loses_its_last_writes() {
+    let flushed = || Settings {
+        durability: Durability::Flushed,
+        ..settings()
+    };
+    for lost in [1, 3, usize::MAX] {
+        let (store, file, plan) = on_a_device(flushed());
+        plan.keep_undo();
+        for n in 0..20 {
+            put(&store, n, 50_000).unwrap();
+        }
+        plan.next(IoKind::Flush, u64::MAX, Fault::Stuck);
+        let late = store.put(Put::new(key(20), body(20, 50_000))).unwrap();
+        let late = late
+            .wait_for(Duration::from_millis(20))
+            .expect_err("nobody is told before the flush");
+        file.lose_last(lost).unwrap();
+        let reopened = after_a_kill(flushed(), &file);
+        for n in 0..20 {
+            assert_eq!(get(&reopened, n, 50_000), Ok(true), "block {n}");
+        }
+        // Never promised: there, gone, or found to be damaged.
+        let promised = get(&reopened, 20, 50_000);
+        assert!(
+            promised
+                .as_ref()
+                .map_or_else(|e| e.kind() == ErrorKind::Corrupt, |_| true),
+            "{promised:?}"
+        );
+        plan.release();
+        assert_eq!(late.wait().result, Ok(Stored::Stored));
+    }
+}
+
+#[test]
+fn a_device_that_loses_its_last_writes_never_gives_a_wrong_byte() {
+    for lost in [1, 2, 5, 9, usize::MAX] {
+        let (store, file, plan) = on_a_device(settings());
+        plan.keep_undo();
+        for n in 0..20 {
+            put(&store, n, 50_000).unwrap();
+        }
+        file.lose_last(lost).unwrap();
+        let reopened = after_a_kill(settings(), &file);
+        for n in 0..20 {
+            // The bytes are compared in `get`.
+            if let Err(e) = get(&reopened, n, 50_000) {
+                assert_eq!(e.kind(), ErrorKind::Corrupt, "block {n}");
+            }
+        }
+        assert_eq!(put(&reopened, 1, 50_000), Ok(Stored::Stored));
+    }
+}
+
+/// Longer than any deadline or test here.
+const SPIKE_MS: u64 = 2000;
+
+#[test]
+fn reads_get_past_a_write_that_takes_seconds_and_it_is_kept() {
+    let (store, plan) = faulty(settings());
+    put(&store, 1, 100_000).unwrap();
+    plan.next(IoKind::Write, 1, Fault::Delay(SPIKE_MS));
+    let slow = store.put(Put::new(key(2), body(2, 100_000))).unwrap();
+    for _ in 0..20 {
+        assert_eq!(get(&store, 1, 100_000), Ok(true));
+    }
+    let slow = slow.wait_for(Duration::ZERO).expect_err("still under way");
+    assert_eq!(
+        put(&store, 3, 100_000),
+        Ok(Stored::Stored),
+        "nor is a later write held up"
+    );
+    let done = slow.wait();
+    assert_eq!((done.result, done.bufs.len()), (Ok(Stored::Stored), 1));
+    for n in 1..=3 {
+        assert_eq!(get(&store, n, 100_000), Ok(true), "block {n}");
+    }
+}
+
+#[test]
+fn a_spike_over_the_deadline_costs_the_request_and_nothing_else() {
+    let io = IoSettings {
+        deadline_ms: SPIKE_MS / 4,
+        threads: 2,
+        ..IoSettings::default()
+    };
+    let (store, plan) = faulty(Settings { io, ..settings() });
+    put(&store, 1, 100_000).unwrap();
+    for kind in [IoKind::Read, IoKind::Write] {
+        plan.next(kind, 1, Fault::Delay(SPIKE_MS));
+        let (error, bufs) = match kind {
+            IoKind::Read => {
+                let get = store.get(Get::new(key(1), Buf::new(100_000))).unwrap();
+                let done = get.wait();
+                (done.result.map(drop), done.bufs)
+            }
+            _ => {
+                let put = store.put(Put::new(key(2), body(2, 100_000))).unwrap();
+                let done = put.wait();
+                (done.result.map(drop), done.bufs)
+            }
+        };
+        assert!(matches!(error, Err(Error::Deadline { .. })), "{error:?}");
+        assert!(bufs.is_empty(), "the device still holds it");
+        // Served all the while, until the device lets go. A busy machine may miss a deadline by itself.
+        let (mut late, mut served) = (store.take_late(), 0);
+        while late.is_empty() {
+            served += u32::from(get(&store, 1, 100_000) == Ok(true));
+            late = store.take_late();
+        }
+        assert!(served > 0, "{kind:?}");
+    }
+    assert_eq!(get(&store, 2, 100_000), Ok(false), "never stored");
+    assert_eq!(put(&store, 2, 100_000), Ok(Stored::Stored));
+    assert_eq!(get(&store, 2, 100_000), Ok(true));
+}
+
+#[test]
+fn a_block_may_lie_in_more_pieces_than_one_system_call_takes() {
+    const PIECES: usize = 1500;
+    for backend in [Backend::Auto, Backend::Threads] {
+        let dir = tempfile::tempdir().unwrap();
+        let io = IoSettings {
+            backend,
+            ..IoSettings::default()
+        };
+        let settings = Settings {
+            io,
+            segment_bytes: 8 * MIB,
+            ..settings()
+        };
+        let device = Device::file(dir.path().join("store"), 64 * MIB);
+        let store = SsdStore::open(settings, &[device]).unwrap();
+        let whole = body(1, PIECES * PAGE);
+        let pieces = whole.chunks(PAGE).map(Buf::copy_of).collect();
+        let done = store.put(Put::scattered(key(1), pieces)).unwrap().wait();
+        assert_eq!((done.result, done.bufs.len()), (Ok(Stored::Stored), PIECES));
+        let bufs = (0..PIECES).map(|_| Buf::new(PAGE)).collect();
+        let get = Get {
+            key: key(1),
+            bufs,
+            meta: false,
+        };
+        let done = store.get(get).unwrap().wait();
+        assert!(matches!(done.result, Ok(Fetched::Hit { .. })));
+        assert!(
+            done.bufs
+                .iter()
+                .zip(whole.chunks(PAGE))
+                .all(|(got, want)| got[..] == *want)
+        );
+    }
 }
