@@ -188,9 +188,17 @@ impl Disk for UringDisk {
             Ok((fresh, _)) => {
                 let old = std::mem::replace(&mut *self.engine.lock(), fresh.clone());
                 // The old thread goes on until the device has answered everything it holds; what it had not started moves over.
-                let left = std::mem::take(&mut old.state.lock().transfers);
-                fresh.leave(|s| s.transfers.extend(left));
-                old.leave(|s| s.closed = true);
+                // A cancel names what either of them has.
+                let mut state = old.state.lock();
+                let left = std::mem::take(&mut state.transfers);
+                let cancels = state.cancels.clone();
+                state.closed = true;
+                drop(state);
+                fresh.leave(|s| {
+                    s.transfers.extend(left);
+                    s.cancels.extend(cancels);
+                });
+                old.wake();
             }
             Err(e) => self
                 .notes
