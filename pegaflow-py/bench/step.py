@@ -115,7 +115,7 @@ def run(folder: str, steps: int) -> None:
     scheduler.bind(namespace, whole.block_bytes)
     requests = [Request(n, per_request) for n in range(RUNNING)]
     tables = [list(range(n * per_request, (n + 1) * per_request)) for n in range(RUNNING)]
-    times: dict[str, list[float]] = {"matched": [], "scheduler": [], "worker": []}
+    times: dict[str, list[float]] = {"matched": [], "here": [], "scheduler": [], "worker": []}
 
     def timed(name: str, act):
         started = time.perf_counter_ns()
@@ -147,6 +147,13 @@ def run(folder: str, steps: int) -> None:
         new = SimpleNamespace(req_id=request.request_id, block_ids=(tables[at][:PROMPT_BLOCKS],), num_computed_tokens=0)
         step(output_of([new], {request.request_id: TOKENS}, cached([], [], [])))
     worker._lanes[0].settle(scheduler._saves)
+    here = TOKENS - TOKENS // 8
+    for at in range(RUNNING):
+        again = Request(at, per_request)
+        again.request_id = f"again{at}"
+        while timed("here", lambda again=again: scheduler.matched_tokens(again, here))[0] is None:
+            pass
+        scheduler.finished(again.request_id)
     prefill = {name: values[:] for name, values in times.items()}
     for values in times.values():
         values.clear()
@@ -159,6 +166,7 @@ def run(folder: str, steps: int) -> None:
         step(output_of([], dict.fromkeys(ids, 1), cached(ids, added, computed[:])))
         computed = [n + 1 for n in computed]
     line("lookup 8k tokens", prefill["matched"])
+    line("lookup 8k tokens, 7k in the engine", prefill["here"])
     line("scheduler: prefill step of 8k tokens", prefill["scheduler"])
     line("worker: prefill step of 8k tokens", prefill["worker"])
     line("scheduler: decode step", times["scheduler"])

@@ -12,6 +12,8 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     VLLM_NO_USAGE_STATS="1",
     VLLM_LOGGING_LEVEL="WARNING",
+    # Releases before 0.32 seed their block hashes with it, at random without.
+    PYTHONHASHSEED="0",
 )
 
 

@@ -29,6 +29,8 @@ from vllm.distributed.kv_transfer import kv_transfer_state
 BLOCK = 32
 COMMON = [(i * 37 + 11) % 500 + 3 for i in range(130)]
 PROMPTS = [COMMON + [(i * 7 + j * 13) % 500 + 3 for j in range(70)] for i in range(3)]
+PATIENT = {"lookup_step_us": 1_000_000, "lookup_wait_ms": 20_000}
+"""No lookup is asked for again in a later step, so requests that come together run together."""
 SAMPLING = vllm.SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False, logprobs=1)
 
 
@@ -52,6 +54,7 @@ def engine(folder: str, extra: dict | None, **changes) -> vllm.LLM:
         max_num_seqs=8,
         max_num_batched_tokens=1024,
         block_size=BLOCK,
+        kv_cache_memory_bytes=256 << 20,
     )
     # A process has one worker's connector, and an engine would take over that of the one before: only the engine that
     # was made last may be used.

@@ -29,4 +29,4 @@ def test_a_server_that_is_not_there_is_to_be_fixed(tmp_path):
 
 
 def test_versions_that_were_not_tested_are_noted():
-    assert [doctor._vllm(v).level for v in ("0.32.0+cpu", "0.40.1", None)] == ["good", "note", "note"]
+    assert [doctor._vllm(v).level for v in ("0.32.0+cpu", "0.26.0", "0.40.1", None)] == ["good", "good", "note", "note"]

@@ -88,11 +88,20 @@ def test_a_lookup_corrects_what_is_believed():
     def acts(events):
         events.saving(1, request(1, 2, 3), 0, 3)
         events.saved(1, [])
-        events.looked_up(request(1, 2, 3), 1, 3)
-        events.looked_up(request(1, 2, 5), 2, 3)
-        events.looked_up(request(1, 2, 5), 2, 3)
+        events.looked_up(request(1, 2, 3), 0, 1, 3)
+        events.looked_up(request(1, 2, 5), 1, 2, 3)
+        events.looked_up(request(1, 2, 5), 1, 2, 3)
 
     check(acts, ["Stored 123", "Removed 23", "Stored 2"])
+
+
+def test_a_lookup_says_nothing_of_blocks_it_did_not_ask_for():
+    def acts(events):
+        events.saving(1, request(1, 2, 3), 0, 3)
+        events.saved(1, [])
+        events.looked_up(request(1, 2, 3), 1, 0, 3)
+
+    check(acts, ["Stored 123", "Removed 23"])
 
 
 def test_what_is_announced_is_limited():

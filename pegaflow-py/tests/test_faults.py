@@ -53,6 +53,7 @@ def test_every_corruption_is_caught(folder, plain, spy, server):
     llm = engine(folder, {"endpoint": server.socket})
     Answers(llm)
     for name, spoil in SPOIL.items():
+        hits(llm, plain)
         forget(llm)
         spy.forget_loads()
         spy.before_load = lambda loads, spoil=spoil: edit(server, spoil, places(loads[0].places))

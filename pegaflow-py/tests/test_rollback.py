@@ -10,23 +10,22 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: see the package's README")
 
-from harness import BLOCK, PROMPTS, SAMPLING, Answers, engine, forget, places
+from harness import BLOCK, PATIENT, PROMPTS, SAMPLING, Answers, engine, forget, places
 from pegaflow.vllm.meta import WorkerReport
 from pegaflow.vllm.rollback import RollbackScheduler, takes_back
-from test_faults import SPOIL, edit
+from test_faults import SPOIL, edit, hits
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
 
 @pytest.fixture
 def llm(folder, spy, server):
-    # No lookup is asked for again in a later step: what a step holds is known.
-    patient = {"endpoint": server.socket, "lookup_step_us": 1_000_000, "lookup_wait_ms": 20_000}
-    return engine(folder, patient, scheduler_cls=RollbackScheduler)
+    return engine(folder, {"endpoint": server.socket} | PATIENT, scheduler_cls=RollbackScheduler)
 
 
 def test_the_engine_answers_as_without_a_cache(llm, plain, spy, server):
     assert Answers(llm).tokens == plain[0].tokens
     for name, spoil in SPOIL.items():
+        hits(llm, plain)
         forget(llm)
         spy.forget_loads()
         spy.before_load = lambda loads, spoil=spoil: edit(server, spoil, places(loads[0].places))

@@ -13,6 +13,7 @@ vllm = pytest.importorskip("vllm", reason="needs vLLM: see the package's README"
 from harness import (
     BLOCK,
     COMMON,
+    PATIENT,
     PROMPTS,
     SAMPLING,
     Answers,
@@ -24,7 +25,7 @@ from harness import (
     settle,
 )
 
-POOL = {"pool_bytes": "256MiB"}
+POOL = {"pool_bytes": "256MiB"} | PATIENT
 
 
 @pytest.mark.parametrize("extra", [{}, {"inline_load_bytes_max": 0}], ids=["by_layers", "in_background"])
@@ -45,8 +46,45 @@ def test_a_hit_gives_the_same_bytes_and_the_same_answer(folder, plain, spy, extr
     assert settle(llm)["corrupt"] == 0
 
 
+def test_a_lookup_asks_for_what_the_engine_lacks(folder, plain, spy):
+    llm = engine(folder, POOL)
+    Answers(llm)
+    settle(llm)
+    forget(llm)
+    asked = []
+    look_up = type(scheduler_of(llm))._look_up
+
+    def watched(scheduler, state, last):
+        asked.append((state.asked_from, last))
+        return look_up(scheduler, state, last)
+
+    scheduler_of(llm)._look_up = watched.__get__(scheduler_of(llm))
+    Answers(llm, [COMMON])
+    spy.forget_loads()
+    # The engine has four blocks now, of which the last is asked for as well, and two come.
+    after = Answers(llm, PROMPTS[:1])
+    assert asked == [(0, 4), (3, 6)]
+    assert (after.cached, after.tokens) == ([192], plain[1].tokens[:1])
+    assert spy.check() == 2
+
+
+def test_what_the_node_has_lost_is_saved_again(folder, plain, spy):
+    llm = engine(folder, POOL)
+    Answers(llm, [COMMON])
+    settle(llm)
+    # Under new names the node has nothing; the engine still has its blocks.
+    scheduler_of(llm).reset()
+    spy.saved.clear()
+    assert Answers(llm, PROMPTS[:1]).cached == [128]
+    settle(llm)
+    assert len(spy.saved) == 6
+    forget(llm)
+    assert Answers(llm, PROMPTS[:1]).cached == [192]
+    assert spy.check() >= 6
+
+
 def test_blocks_outlive_their_engine(folder, plain, spy, server):
-    extra = {"endpoint": server.socket}
+    extra = {"endpoint": server.socket} | PATIENT
     first = engine(folder, extra)
     Answers(first)
     settle(first)

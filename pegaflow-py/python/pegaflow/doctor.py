@@ -18,8 +18,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-TESTED_VLLM = ("0.32",)
-"""Releases that the tests run with."""
+TESTED_VLLM = ("0.26", "0.32")
+"""Releases that the tests run with: the newest wholly, the other its core."""
 _SYMBOLS = {"good": "ok", "note": "note", "missing": "no", "wrong": "FIX"}
 
 

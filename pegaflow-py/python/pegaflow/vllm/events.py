@@ -46,14 +46,13 @@ class Events:
             if number not in refused:
                 self._announce(event)
 
-    def looked_up(self, request: Request, ready: int, asked: int) -> None:
-        """A lookup of the request's first `asked` blocks has found the first `ready`."""
+    def looked_up(self, request: Request, first: int, ready: int, end: int) -> None:
+        """A lookup of the request's blocks `first` to `end` has found those before `ready`."""
         hashes = request.block_hashes
-        new = next((at for at in range(ready) if hashes[at] not in self._announced), ready)
+        new = next((at for at in range(first, ready) if hashes[at] not in self._announced), ready)
         if new < ready:
             self._announce(self._stored(request, new, ready))
-        if ready < asked:
-            self._remove([block for block in hashes[ready:asked] if block in self._announced])
+        self._remove([block for block in hashes[max(first, ready) : end] if block in self._announced])
 
     def forget(self) -> None:
         """Nothing that was announced can be found any more."""

@@ -31,8 +31,9 @@ class RollbackScheduler(AsyncScheduler):
     """vLLM's asynchronous scheduler; only the answer to failed loads differs."""
 
     def _handle_invalid_blocks(self, invalid_block_ids: set[int], *arguments: Any) -> set[str]:
-        # From the last one on, so that they wait in the order in which they came.
-        for request in [request for request in reversed(self.running) if self._stands_on(request, invalid_block_ids)]:
+        # From the last one on, so that they wait in the order in which they came. Who wants such requests to fail gets that.
+        stand = [r for r in reversed(self.running) if self._stands_on(r, invalid_block_ids)]
+        for request in stand if self.recompute_kv_load_failures else ():
             self.running.remove(request)
             self._take_back(request, invalid_block_ids)
         # What remains are loads beside steps: no step stands on them.

@@ -51,7 +51,9 @@ class _Request:
     """Keys of its full blocks so far, group by group."""
     lookup: _native.Lookup | None = None
     found: _native.Found | None = None
-    """What the lookup found, from the first block on."""
+    """What the lookup found, from `asked_from` on."""
+    asked_from: int = 0
+    """The first block that the lookup asks for."""
     found_at: float = 0.0
     first: int = 0
     """The first block to load; those before are in the engine."""
@@ -155,10 +157,10 @@ class Scheduler:
             state.saved = max(state.saved, first)
             self._drop_lookup(state)
             return 0, False
-        found = self._find(state, last)
+        found = self._find(state, first, last)
         if found is None:
             return None, False
-        count = min(self._ready(found), last) - first
+        count = min(self._ready(state, found), last) - first
         if count <= 0:
             return 0, False
         state.first = first
@@ -174,14 +176,14 @@ class Scheduler:
         if found is None:
             return
         # Also fewer than before: what the node has lost since is saved again.
-        state.saved = self._ready(found)
+        state.saved = self._ready(state, found)
         count = external_tokens // self._block_tokens
         if count == 0:
             self._unneeded.append(found)
             return
         first, end = state.first, state.first + count
         # What came later lies behind what was there at once.
-        state.loaded_from_ssd = min(found.from_ssd, max(0, end - max(first, found.at_once)))
+        state.loaded_from_ssd = min(found.from_ssd, max(0, end - max(first, state.asked_from + found.at_once)))
         tables = blocks.get_block_ids()
         if self._hybrid:
             loads = [self._load_of(state, found, group, table, first, end) for group, table in enumerate(tables)]
@@ -286,14 +288,18 @@ class Scheduler:
 
     # ---- parts
 
-    def _find(self, state: _Request, last: int) -> _native.Found | None:
-        """What the node has of the first `last` blocks; None if it has not said so yet."""
+    def _find(self, state: _Request, first: int, last: int) -> _native.Found | None:
+        """What the node has of the blocks before `last`, of which the engine has those before `first`; None if it has
+        not said so yet."""
         assert self._namespace is not None
         age_ms = (time.monotonic() - state.found_at) * 1000
-        if state.found is not None and age_ms > self._settings.lease_ttl_ms / 2:
+        if state.asked_from > first or (state.found is not None and age_ms > self._settings.lease_ttl_ms / 2):
             self._drop_lookup(state)
         if state.found is None:
             if state.lookup is None:
+                # The engine's last block is asked for as well: the node keeps no block without those before it, so that
+                # one tells whether it has them all, and what it has lost is saved again.
+                state.asked_from = 0 if self._hybrid else max(0, first - 1)
                 state.lookup = self._look_up(state, last)
             started = time.perf_counter_ns()
             left = max(0, self._settings.lookup_step_us - self._waited_us)
@@ -301,31 +307,36 @@ class Scheduler:
             self._waited_us += (time.perf_counter_ns() - started) // 1000
             state.found_at = time.monotonic()
             if state.found is not None:
-                self._count(state.found, last)
+                self._count(state, state.found, last)
                 if self._events is not None and not state.found.given_up:
-                    self._events.looked_up(state.request, self._ready(state.found), last)
+                    ready = self._ready(state, state.found)
+                    self._events.looked_up(state.request, state.asked_from, ready, last)
         return state.found
 
     def _look_up(self, state: _Request, count: int) -> _native.Lookup:
         assert self._namespace is not None
         keys, ttl_ms = self._keys(state, count), self._settings.lease_ttl_ms
         if not self._hybrid:
-            return self._client.lookup(self._namespace, keys[0][: count * KEY_BYTES], ttl_ms)
-        wanted = [of_group[: count * KEY_BYTES] for of_group in keys]
-        return self._client.lookup_hybrid(self._namespace, wanted, ttl_ms)
+            wanted = keys[0][state.asked_from * KEY_BYTES : count * KEY_BYTES]
+            return self._client.lookup(self._namespace, wanted, ttl_ms)
+        of_groups = [of_group[: count * KEY_BYTES] for of_group in keys]
+        return self._client.lookup_hybrid(self._namespace, of_groups, ttl_ms)
 
-    def _ready(self, found: _native.Found) -> int:
+    def _ready(self, state: _Request, found: _native.Found) -> int:
         """Blocks of the prefix that was found."""
-        return found.tokens // self._block_tokens if self._hybrid else found.ready
+        if self._hybrid:
+            return found.tokens // self._block_tokens
+        return state.asked_from + found.ready if found.ready else 0
 
     def _load(self, state: _Request, found: _native.Found, blocks: list[int]) -> Load:
         """Found blocks from the first one that the engine lacks on, into `blocks`."""
         first, end = state.first, state.first + len(blocks)
+        at, to = first - state.asked_from, end - state.asked_from
         return Load(
             request=state.request.request_id,
             keys=state.keys[0][first * KEY_BYTES : end * KEY_BYTES],
-            places=found.places[first * PLACE_BYTES : end * PLACE_BYTES],
-            generations=found.generations[first * GENERATION_BYTES : end * GENERATION_BYTES],
+            places=found.places[at * PLACE_BYTES : to * PLACE_BYTES],
+            generations=found.generations[at * GENERATION_BYTES : to * GENERATION_BYTES],
             blocks=_packed(blocks),
             background=state.background,
         )
@@ -347,13 +358,13 @@ class Scheduler:
             group=group,
         )
 
-    def _count(self, found: _native.Found, asked: int) -> None:
+    def _count(self, state: _Request, found: _native.Found, last: int) -> None:
         data = self._stats.data
         data["lookups"] += 1
         data["lookup_timeouts"] += found.given_up
         data["lookup_us"] += found.answer_us
-        data["asked_blocks"] += asked
-        data["found_blocks"] += self._ready(found)
+        data["asked_blocks"] += last - state.asked_from
+        data["found_blocks"] += max(0, self._ready(state, found) - state.asked_from)
         data["found_ssd_blocks"] += found.from_ssd
         data["fetches"] += found.fetch_us > 0
         data["fetch_us"] += found.fetch_us
