@@ -89,5 +89,5 @@ def test_pipeline_stages_of_one_group_are_taken(stages):
 
 
 def test_an_engine_that_gives_no_cache_configuration_is_refused():
-    with pytest.raises(UnsupportedLayout, match="0.26 and newer"):
+    with pytest.raises(UnsupportedLayout, match=r"0\.26 and newer"):
         engine.check(SimpleNamespace(), None)

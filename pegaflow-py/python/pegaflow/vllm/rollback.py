@@ -31,7 +31,7 @@ class RollbackScheduler(AsyncScheduler):
     """vLLM's asynchronous scheduler; only the answer to failed loads differs."""
 
     def _handle_invalid_blocks(self, invalid_block_ids: set[int], *arguments: Any) -> set[str]:
-        # From the last one on, so that they wait in the order in which they came. Who wants such requests to fail gets that.
+        # From the last one on, so that they wait in the order in which they came; unless they are to fail instead.
         stand = [r for r in reversed(self.running) if self._stands_on(r, invalid_block_ids)]
         for request in stand if self.recompute_kv_load_failures else ():
             self.running.remove(request)
