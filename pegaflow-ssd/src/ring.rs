@@ -6,20 +6,24 @@
 //! Knows nothing of budgets, deadlines or blocks. Invariant: a buffer handed to the kernel stays in its slot until its completion was seen;
 //! where that never happens, it is leaked, not freed.
 
+mod slot;
+mod waker;
+
 use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
+use self::slot::{PartsOver, Slot};
+pub(crate) use self::waker::Waker;
+use self::waker::drain;
 use crate::error::{Error, IoKind, Result};
 use crate::sys::{BlockFile, Region};
 use crate::transfer::Piece;
 
-/// `iovec`s one system call takes. Longer lists go in parts.
-const IOVECS_MAX: usize = 1024;
 /// Bytes one registered buffer may have; larger regions take several entries.
 const REGISTERED_BYTES_MAX: usize = 1 << 30;
 /// Entries of the table of registered buffers.
@@ -72,24 +76,6 @@ pub struct RingDone {
     pub pieces: Vec<Piece>,
     /// Whether every byte was moved.
     pub result: Result<()>,
-}
-
-#[derive(Default)]
-struct Slot {
-    job: Option<RingJob>,
-    iovecs: Vec<libc::iovec>,
-    total: usize,
-    moved: usize,
-    /// Set while the transfer is with the kernel as two entries.
-    cut: Option<Cut>,
-}
-
-/// A transfer cut behind its first piece: an entry with several pieces cannot name registered memory, so its pages would be pinned anew.
-struct Cut {
-    first_bytes: usize,
-    answers: usize,
-    moved: usize,
-    cancelled: bool,
 }
 
 /// One io_uring with its registered file and buffers.
@@ -198,11 +184,13 @@ impl Ring {
             return Err(job);
         };
         let slot = &mut self.slots[index as usize];
-        slot.total = job.pieces.iter().map(|p| p.bytes).sum();
-        slot.moved = 0;
-        slot.job = Some(job);
-        if !self.start_cut(index) {
-            self.start(index);
+        slot.take(job);
+        match slot.cut_in_two(&self.regions) {
+            Some([first, rest]) => {
+                self.submit_entry(first.user_data(index.into()));
+                self.submit_entry(rest.user_data(u64::from(index) | REST));
+            }
+            None => self.start(index),
         }
         Ok(())
     }
@@ -259,7 +247,7 @@ impl Ring {
 
     /// Makes `enter` return when `waker` is used.
     pub(crate) fn watch(&mut self, waker: &Waker) {
-        self.wake = Some(waker.0.as_raw_fd());
+        self.wake = Some(waker.descriptor());
     }
 
     fn arm_wake(&mut self) {
@@ -285,42 +273,8 @@ impl Ring {
             }
             return self.submit_entry(fsync.build().user_data(index.into()));
         }
-        let entry = transfer_entry(slot, &self.regions).user_data(index.into());
+        let entry = slot.entry(&self.regions).user_data(index.into());
         self.submit_entry(entry);
-    }
-
-    /// Starts a read of several pieces as two entries, if the first piece is registered memory.
-    fn start_cut(&mut self, index: u32) -> bool {
-        let slot = &mut self.slots[index as usize];
-        let Some(job) = slot.job.as_ref().filter(|job| job.kind == IoKind::Read) else {
-            return false;
-        };
-        let [first, rest @ ..] = &job.pieces[..] else {
-            return false;
-        };
-        let (address, first_bytes) = (first.buf.address(), first.bytes);
-        let Some(region) = registered(&self.regions, address, first_bytes) else {
-            return false;
-        };
-        if rest.is_empty() || rest.len() > IOVECS_MAX {
-            return false;
-        }
-        let file = types::Fixed(0);
-        let one = opcode::ReadFixed::new(file, address, first_bytes as u32, region)
-            .offset(job.at)
-            .build();
-        slot.moved = first_bytes;
-        let other = transfer_entry(slot, &self.regions);
-        slot.moved = 0;
-        slot.cut = Some(Cut {
-            first_bytes,
-            answers: 0,
-            moved: 0,
-            cancelled: false,
-        });
-        self.submit_entry(one.user_data(index.into()));
-        self.submit_entry(other.user_data(u64::from(index) | REST));
-        true
     }
 
     fn submit_entry(&mut self, entry: squeue::Entry) {
@@ -351,26 +305,12 @@ impl Ring {
         }
     }
 
-    /// One of the two entries of a cut transfer is over. What did not succeed whole is tried again in one, which tells how far it gets.
     fn part_transferred(&mut self, index: u32, is_rest: bool, n: i32) {
-        let slot = &mut self.slots[index as usize];
-        let Some(cut) = slot.cut.as_mut() else { return };
-        let whole = match is_rest {
-            true => slot.total - cut.first_bytes,
-            false => cut.first_bytes,
-        };
-        cut.answers += 1;
-        cut.cancelled |= n == -libc::ECANCELED;
-        cut.moved += usize::try_from(n).map_or(0, |n| if n == whole { n } else { 0 });
-        if cut.answers < 2 {
-            return;
-        }
-        let (moved, cancelled) = (cut.moved, cut.cancelled);
-        slot.cut = None;
-        match moved == slot.total {
-            true => self.finish(index, Ok(())),
-            false if cancelled => self.finish(index, Err(Error::Cancelled)),
-            false => self.again.push_back(index),
+        match self.slots[index as usize].part_over(is_rest, n) {
+            None => {}
+            Some(PartsOver::All) => self.finish(index, Ok(())),
+            Some(PartsOver::Cancelled) => self.finish(index, Err(Error::Cancelled)),
+            Some(PartsOver::Some) => self.again.push_back(index),
         }
     }
 
@@ -452,67 +392,6 @@ fn build(entries: u32, settings: &RingSettings) -> io::Result<IoUring> {
     modern.build(entries).or_else(|_| builder.build(entries))
 }
 
-/// Which registered buffer has these bytes.
-fn registered(regions: &[(Region, u16)], ptr: *mut u8, bytes: usize) -> Option<u16> {
-    let holds = |(region, _): &&(Region, u16)| region.holds(ptr as usize, bytes);
-    regions.iter().find(holds).map(|(_, index)| *index)
-}
-
-/// The last piece, if it is all that is left after `moved` bytes.
-fn last_piece(job: &RingJob, moved: usize) -> Option<&Piece> {
-    let (last, before) = job.pieces.split_last()?;
-    let before: usize = before.iter().map(|piece| piece.bytes).sum();
-    (before == moved).then_some(last)
-}
-
-fn transfer_entry(slot: &mut Slot, regions: &[(Region, u16)]) -> squeue::Entry {
-    let file = types::Fixed(0);
-    let job = slot
-        .job
-        .as_ref()
-        .expect("only called for a slot with a job");
-    let at = job.at + slot.moved as u64;
-    let reads = job.kind == IoKind::Read;
-    if let [piece] = &job.pieces[..] {
-        let ptr = piece.buf.address().wrapping_add(slot.moved);
-        let bytes = piece.bytes - slot.moved;
-        let n = bytes as u32;
-        return match (reads, registered(regions, ptr, bytes)) {
-            (true, Some(i)) => opcode::ReadFixed::new(file, ptr, n, i).offset(at).build(),
-            (false, Some(i)) => opcode::WriteFixed::new(file, ptr, n, i).offset(at).build(),
-            (true, None) => opcode::Read::new(file, ptr, n).offset(at).build(),
-            (false, None) => opcode::Write::new(file, ptr, n).offset(at).build(),
-        };
-    }
-    slot.iovecs.clear();
-    if let Some(piece) = last_piece(job, slot.moved) {
-        let fixed = registered(regions, piece.buf.address(), piece.bytes);
-        if let (true, Some(region)) = (reads, fixed) {
-            let (ptr, n) = (piece.buf.address(), piece.bytes as u32);
-            return opcode::ReadFixed::new(file, ptr, n, region)
-                .offset(at)
-                .build();
-        }
-    }
-    let mut skip = slot.moved;
-    for piece in &job.pieces {
-        let here = skip.min(piece.bytes);
-        skip -= here;
-        if here < piece.bytes && slot.iovecs.len() < IOVECS_MAX {
-            let ptr = piece.buf.address().wrapping_add(here);
-            slot.iovecs.push(libc::iovec {
-                iov_base: ptr.cast(),
-                iov_len: piece.bytes - here,
-            });
-        }
-    }
-    let (ptr, n) = (slot.iovecs.as_ptr(), slot.iovecs.len() as u32);
-    match reads {
-        true => opcode::Readv::new(file, ptr, n).offset(at).build(),
-        false => opcode::Writev::new(file, ptr, n).offset(at).build(),
-    }
-}
-
 fn ignore_passing(result: io::Result<usize>) -> io::Result<()> {
     match result {
         Ok(_) => Ok(()),
@@ -521,48 +400,6 @@ fn ignore_passing(result: io::Result<usize>) -> io::Result<()> {
             _ => Err(e),
         },
     }
-}
-
-/// Wakes a thread out of [`Ring::enter`].
-#[derive(Debug)]
-pub(crate) struct Waker(OwnedFd);
-
-impl Waker {
-    /// A new one.
-    pub(crate) fn new() -> io::Result<Self> {
-        // SAFETY: makes a descriptor and touches no memory.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `fd` is open and nobody else owns it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
-    }
-
-    /// Wakes the thread. Never blocks.
-    pub(crate) fn wake(&self) {
-        let one = 1u64;
-        // SAFETY: writes the eight bytes of a live u64 to an open eventfd.
-        unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
-    }
-
-    /// Sleeps until somebody wakes us.
-    pub(crate) fn sleep(&self) {
-        let mut poll = libc::pollfd {
-            fd: self.0.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one live `pollfd` with an open descriptor.
-        unsafe { libc::poll(&mut poll, 1, -1) };
-        drain(self.0.as_raw_fd());
-    }
-}
-
-fn drain(fd: RawFd) {
-    let mut n = 0u64;
-    // SAFETY: reads eight bytes of a non-blocking eventfd into a live u64; the owner of `fd` outlives the ring's thread.
-    unsafe { libc::read(fd, (&raw mut n).cast(), 8) };
 }
 
 #[cfg(test)]

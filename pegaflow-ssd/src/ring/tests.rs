@@ -1,6 +1,8 @@
 // Copyright PegaFlow contributors.
 // SPDX-License-Identifier: Apache-2.0
 
+use std::os::fd::AsRawFd;
+
 use super::*;
 use crate::sys::{Arena, Buf, MemoryFile, OpenOptions, SystemFile};
 
@@ -140,7 +142,7 @@ fn a_full_ring_gives_the_job_back() {
 }
 
 /// A pipe nobody writes to: a read of it never completes by itself.
-struct Silent(std::os::fd::OwnedFd);
+struct Silent(io::PipeReader);
 
 impl BlockFile for Silent {
     fn read_at(&self, _: &mut [u8], _: u64) -> io::Result<usize> {
@@ -162,11 +164,7 @@ impl BlockFile for Silent {
 
 #[test]
 fn a_silent_transfer_is_cancelled_and_gives_its_buffer_back() {
-    let mut fds = [0; 2];
-    // SAFETY: writes two descriptors to a live array of two.
-    assert_eq!(unsafe { libc::pipe(fds.as_mut_ptr()) }, 0);
-    // SAFETY: both are open and owned by nobody else.
-    let (reader, _writer) = unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) };
+    let (reader, _writer) = io::pipe().unwrap();
     let Some(mut ring) = ring(Arc::new(Silent(reader))) else {
         return;
     };
