@@ -17,11 +17,14 @@ fn store(path: &Path) -> SsdStore {
         segment_bytes: 1 << 20,
         ..Settings::default()
     };
-    let store = SsdStore::open(settings, &[Device::file(path, 16 << 20)]).unwrap();
+    let store = SsdStore::open(settings, &[Device::file(path, 16 << 20)]).expect("a store");
     for n in 1..=3u128 {
         let block = Buf::copy_of(&vec![0xA0 + n as u8; BLOCK_BYTES]);
-        let done = store.put(Put::new(Key::from(n), block)).unwrap().wait();
-        done.result.unwrap();
+        let done = store
+            .put(Put::new(Key::from(n), block))
+            .expect("room")
+            .wait();
+        done.result.expect("it is written");
     }
     store
 }
@@ -29,16 +32,22 @@ fn store(path: &Path) -> SsdStore {
 /// Whether it succeeded, and what it printed, errors included.
 fn run(command: &str, path: &Path) -> (bool, String) {
     let mut program = Command::new(env!("CARGO_BIN_EXE_pegaflow-ssd"));
-    let output = program.arg(command).arg(path).output().unwrap();
+    let output = program.arg(command).arg(path).output().expect("it runs");
     let text = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8(text).unwrap())
+    (
+        output.status.success(),
+        String::from_utf8(text).expect("text"),
+    )
 }
 
 fn damage_a_block(path: &Path) {
-    let bytes = fs::read(path).unwrap();
-    let at = bytes.windows(64).position(|w| w == [0xA2; 64]).unwrap();
-    let file = File::options().write(true).open(path).unwrap();
-    file.write_all_at(&[0], at as u64 + 10).unwrap();
+    let bytes = fs::read(path).expect("a file");
+    let at = bytes
+        .windows(64)
+        .position(|w| w == [0xA2; 64])
+        .expect("it is there");
+    let file = File::options().write(true).open(path).expect("a file");
+    file.write_all_at(&[0], at as u64 + 10).expect("written");
 }
 
 #[test]
