@@ -46,6 +46,12 @@ pub trait ReclaimPolicy: Send {
 
     /// Whether a block of the leaving segment is worth writing again. Asked in the order the blocks were written.
     fn keep(&mut self, block: &BlockView) -> bool;
+
+    /// A block of so many bytes is found from now on: written, written again, or there when the policy came.
+    fn found(&mut self, _key: &Key, _bytes: u64) {}
+
+    /// A block is found no more, or not in that place: it left, was removed, replaced or written again.
+    fn gone(&mut self, _key: &Key, _bytes: u64) {}
 }
 
 /// The policy that the setting names.

@@ -56,7 +56,9 @@ settings! {
     pub struct TenantSettings {
         /// Most bytes of pool its blocks may take; it evicts its own beyond. None: the whole pool.
         pub bytes_max: Option<u64> = None,
-        /// Its share of the pool relative to other tenants when space is short.
+        /// Most bytes its blocks may take on SSD; its oldest there leave beyond. None: the whole drive.
+        pub ssd_bytes_max: Option<u64> = None,
+        /// Its share of the pool, and of the drive, relative to other tenants when space is short.
         pub weight: u32 = 1,
     }
 }

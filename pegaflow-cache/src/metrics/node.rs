@@ -8,6 +8,7 @@ use super::Metric;
 use super::table;
 use crate::core::{Counters, Stats};
 use crate::node::SsdStats;
+use crate::tier::share::Usage;
 
 /// How things stand.
 pub fn publish_stats(stats: &Stats) {
@@ -85,6 +86,7 @@ pub fn publish_ssd(stats: &SsdStats) {
         ("declined", stats.spill_declined),
         ("gone", stats.spill_gone),
         ("queue_full", stats.spill_queue_full),
+        ("quota", stats.spill_over_quota),
         ("unfit", stats.spill_unfit),
         ("failed", stats.spill_failed),
     ] {
@@ -124,6 +126,30 @@ pub fn publish_tenants<'a>(
     }
     for (label, bytes) in used {
         table::TENANT_USED_BYTES.gauge(&[label]).set(bytes as f64);
+    }
+}
+
+/// What tenants have on SSD and moved so far, by the same labels.
+pub fn publish_ssd_tenants(tenants: &[(Option<String>, Usage)]) {
+    let mut sums: BTreeMap<&str, Usage> = BTreeMap::new();
+    for (name, usage) in tenants {
+        let label = name.as_deref().unwrap_or(OTHER);
+        let sum = sums.entry(label).or_default();
+        sum.bytes += usage.bytes;
+        sum.spilled_bytes += usage.spilled_bytes;
+        sum.fetched_bytes += usage.fetched_bytes;
+        if let Some(limit) = usage.bytes_max {
+            table::TENANT_SSD_LIMIT_BYTES
+                .gauge(&[label])
+                .set(limit as f64);
+        }
+    }
+    for (label, sum) in sums {
+        let used = table::TENANT_SSD_USED_BYTES.gauge(&[label]);
+        used.set(sum.bytes as f64);
+        let count = |metric: Metric, value| metric.counter(&[label]).absolute(value);
+        count(table::TENANT_SSD_SPILL_BYTES, sum.spilled_bytes);
+        count(table::TENANT_SSD_FETCH_BYTES, sum.fetched_bytes);
     }
 }
 

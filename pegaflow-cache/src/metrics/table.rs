@@ -157,10 +157,10 @@ table! {
         reason: Values::Of(&["budget", "slow", "room"])
     ];
     /// Saved blocks and what became of them on SSD: written, there already, or not written because the
-    /// admission policy declined them, the pool had them no more, too many waited, their size does not
-    /// suit, or the drive failed.
+    /// admission policy declined them, the pool had them no more, too many waited, their tenant's quota
+    /// or their size does not allow it, or the drive failed.
     Counter SSD_SPILL_BLOCKS = "pegaflow_ssd_spill_blocks_total" [
-        outcome: Values::Of(&["written", "known", "declined", "gone", "queue_full", "unfit", "failed"])
+        outcome: Values::Of(&["written", "known", "declined", "gone", "queue_full", "quota", "unfit", "failed"])
     ];
     /// Bytes of the blocks written to SSD.
     Counter SSD_SPILL_BYTES = "pegaflow_ssd_spill_bytes_total";
@@ -176,6 +176,14 @@ table! {
     Gauge SSD_USED_BYTES = "pegaflow_ssd_used_bytes";
     /// Room for blocks on SSD.
     Gauge SSD_CAPACITY_BYTES = "pegaflow_ssd_capacity_bytes";
+    /// Room taken on SSD by the blocks of a tenant.
+    Gauge TENANT_SSD_USED_BYTES = "pegaflow_tenant_ssd_used_bytes" [tenant: TENANT];
+    /// Most room the blocks of a tenant may take on SSD, where it has such a limit.
+    Gauge TENANT_SSD_LIMIT_BYTES = "pegaflow_tenant_ssd_limit_bytes" [tenant: TENANT];
+    /// Bytes of a tenant's blocks written to SSD.
+    Counter TENANT_SSD_SPILL_BYTES = "pegaflow_tenant_ssd_spilled_bytes_total" [tenant: TENANT];
+    /// Bytes of a tenant's blocks fetched from SSD.
+    Counter TENANT_SSD_FETCH_BYTES = "pegaflow_tenant_ssd_fetched_bytes_total" [tenant: TENANT];
     /// Bytes written to the drives, headers and moved blocks included.
     Counter SSD_DEVICE_BYTES = "pegaflow_ssd_device_written_bytes_total";
     /// Blocks that left the drives for newer ones.

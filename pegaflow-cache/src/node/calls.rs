@@ -19,6 +19,7 @@ use crate::core::{
 };
 use crate::error::{Error, Result};
 use crate::rpc::proto as pb;
+use crate::tier::share::Usage as SsdUsage;
 
 /// What to look for.
 #[derive(Debug, Clone, Copy)]
@@ -411,6 +412,14 @@ impl Node {
     pub fn ssd_stats(&self) -> Option<SsdStats> {
         let tier = self.shared.with(|state, _| state.tier.clone());
         tier.map(|tier| tier.stats())
+    }
+
+    /// What the tenants of the configuration have on SSD and moved so far; others together, or each by
+    /// itself, without a name. Empty without an SSD tier.
+    #[must_use]
+    pub fn ssd_tenants(&self) -> Vec<(Option<String>, SsdUsage)> {
+        let tier = self.shared.with(|state, _| state.tier.clone());
+        tier.map(|tier| tier.tenants()).unwrap_or_default()
     }
 
     /// Shows the core to `f`, for gauges and counters.

@@ -26,6 +26,7 @@ use crate::core::{
     SessionId, TicketId,
 };
 use crate::rpc::proto::{SessionEvent, session_event::Kind};
+use crate::tier::share::Tag;
 use crate::tier::spill::Candidate;
 
 pub(super) fn micros_since(epoch: Instant) -> u64 {
@@ -237,6 +238,7 @@ impl State {
             generation,
             namespace,
             group: record.group,
+            tag: self.tag(namespace),
             bytes: group.shape.bytes(),
         })
     }
@@ -277,6 +279,12 @@ impl State {
     fn checksums(&self, namespace: NamespaceIndex, group: GroupId) -> u16 {
         let group = self.group(namespace, group);
         group.map_or(0, |group| group.checksums() as u16)
+    }
+
+    /// The tenant of a namespace.
+    pub(super) fn tag(&self, namespace: NamespaceIndex) -> Tag {
+        let layout = self.namespaces.get(namespace.0 as usize);
+        Tag::of(layout.map_or("", |layout| &layout.tenant))
     }
 
     /// The layout of a cache group.

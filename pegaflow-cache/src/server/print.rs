@@ -145,8 +145,12 @@ mod tests {
     }
 
     prop_compose! {
-        fn any_tenant()(bytes in proptest::option::of(0..=u64::MAX >> 1), weight: u32) -> TenantSettings {
-            TenantSettings { bytes_max: bytes, weight }
+        fn any_tenant()(
+            bytes in proptest::option::of(0..=u64::MAX >> 1),
+            ssd_bytes in proptest::option::of(0..=u64::MAX >> 1),
+            weight: u32,
+        ) -> TenantSettings {
+            TenantSettings { bytes_max: bytes, ssd_bytes_max: ssd_bytes, weight }
         }
     }
 

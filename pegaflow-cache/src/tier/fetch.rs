@@ -12,6 +12,7 @@ use std::collections::{HashMap, VecDeque};
 
 use pegaflow_meta::{BlockKey, GroupId};
 
+use super::share::Tag;
 use super::turns::Turns;
 use super::window::Window;
 use crate::core::{LeaseId, NamespaceIndex, Place, TicketId};
@@ -33,6 +34,8 @@ pub struct Job {
     pub namespace: NamespaceIndex,
     /// Cache group of the block.
     pub group: GroupId,
+    /// Its tenant.
+    pub tag: Tag,
     /// Where it goes.
     pub place: Place,
     /// The write lease that holds the place.
@@ -335,6 +338,7 @@ mod tests {
             key: BlockKey([key; 16]),
             namespace: NamespaceIndex(0),
             group: GroupId(0),
+            tag: Tag::of(""),
             place: Place::new(0, u64::from(key) << 12),
             lease: LeaseId(1),
             item: key.into(),

@@ -9,6 +9,7 @@
 //! - [`estimate`]: how long a fetch takes, learnt from those before.
 //! - [`plan`]: how far to follow a prefix, given where its blocks are.
 //! - [`fetch`]: what is on its way, and who waits for it: one fetch a block.
+//! - [`share`]: how tenants share the drive.
 //! - [`turns`]: whose fetch is next.
 //! - [`window`]: how much is asked of a drive at once.
 //! - [`spill`]: what is to be written, in which order, within which budget.
@@ -18,6 +19,7 @@ pub mod estimate;
 pub mod fetch;
 pub mod plan;
 mod settings;
+pub mod share;
 pub mod spill;
 pub mod turns;
 pub mod window;

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 
 use pegaflow_meta::{BlockKey, GroupId};
 
+use super::share::Tag;
 use crate::core::{NamespaceIndex, Place};
 
 /// One sealed block.
@@ -27,6 +28,8 @@ pub struct Candidate {
     pub namespace: NamespaceIndex,
     /// Cache group of the block.
     pub group: GroupId,
+    /// Its tenant.
+    pub tag: Tag,
     /// Bytes of the block.
     pub bytes: u64,
 }
@@ -103,6 +106,7 @@ mod tests {
             generation: 1,
             namespace: NamespaceIndex(0),
             group: GroupId(0),
+            tag: Tag::of(""),
             bytes,
         }
     }

@@ -57,9 +57,9 @@ pub(crate) fn settings(dir: &Path) -> NodeSettings {
     }
 }
 
-fn namespace() -> Namespace {
+fn namespace(tenant: &str) -> Namespace {
     Namespace {
-        model: [1; 32],
+        model: [1 + tenant.len() as u8; 32],
         weights: [2; 32],
         kv_dtype: "bfloat16".to_owned(),
         kv_quantisation: String::new(),
@@ -80,8 +80,14 @@ impl Rig {
     }
 
     pub(crate) async fn of(node: Arc<Node>) -> Self {
+        Self::of_tenant(node, "").await
+    }
+
+    /// The worker of a tenant.
+    pub(crate) async fn of_tenant(node: Arc<Node>, tenant: &str) -> Self {
         let client = Client::embedded(&node).expect("opens");
-        let layout = NamespaceLayout::new(namespace(), &[SHAPE]);
+        let mut layout = NamespaceLayout::new(namespace(tenant), &[SHAPE]);
+        layout.tenant = tenant.to_owned();
         let namespace = client.register_namespace(layout).await.expect("registers");
         let slot = Slot::whole(&SHAPE);
         let memory = HostMemory::zeroed(engine_bytes(&SHAPE, &slot, ENGINE)).expect("memory");

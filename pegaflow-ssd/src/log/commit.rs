@@ -269,6 +269,7 @@ impl Log {
         let s = self.segment(segment);
         s.live_bytes += bytes;
         s.pinned_bytes += if pinned { bytes } else { 0 };
+        self.policy.found(&key, bytes);
     }
 
     pub(super) fn outdated(&mut self, segment: u32, entry: Entry) {
@@ -285,6 +286,7 @@ impl Log {
         } else {
             0
         };
+        self.policy.gone(&entry.key, u64::from(entry.bytes));
     }
 
     fn write_seal(&mut self, segment: u32, effects: &mut Vec<Effect>) {

@@ -361,6 +361,15 @@ impl Log {
         }
     }
 
+    /// Another policy from now on. It hears of every block that is found.
+    pub(crate) fn reclaim_by(&mut self, mut policy: Box<dyn ReclaimPolicy>) {
+        // Expired blocks are on the device as well.
+        for block in self.blocks(0) {
+            policy.found(&block.key, u64::from(block.bytes));
+        }
+        self.policy = policy;
+    }
+
     pub(crate) fn geometry(&self) -> &Geometry {
         &self.geometry
     }

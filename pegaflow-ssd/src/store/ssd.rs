@@ -69,6 +69,13 @@ impl SsdStore {
             .collect()
     }
 
+    /// Lets another policy choose what leaves from now on: one for each device, told of the blocks that are on it.
+    pub fn reclaim_by(&self, make: impl Fn() -> Box<dyn ReclaimPolicy>) {
+        self.members
+            .iter()
+            .for_each(|m| m.log.lock().reclaim_by(make()));
+    }
+
     /// Every block that is found: its key and what is known of it. A snapshot, device by device.
     pub fn blocks(&self) -> Vec<(Key, BlockInfo)> {
         let now_s = unix_s();

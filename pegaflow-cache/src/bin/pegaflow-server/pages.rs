@@ -102,6 +102,7 @@ fn publish(node: &Node, tenants: &std::collections::BTreeSet<String>) {
     );
     if let Some(ssd) = node.ssd_stats() {
         metrics::publish_ssd(&ssd);
+        metrics::publish_ssd_tenants(&node.ssd_tenants());
     }
 }
 

@@ -152,7 +152,7 @@ impl Reader {
             debug_assert!(run.is_some(), "a place is whole pages of its pool");
             let trailer = self.tier.trailer_buf(trailer_bytes(job.checksums));
             let get = Get {
-                key: Key(job.key.0),
+                key: Key(job.tag.name(job.key)),
                 bufs: vec![run?, trailer],
                 meta: false,
             };
@@ -270,12 +270,13 @@ impl Reader {
             Some(sums) => {
                 counters.fetched_blocks.fetch_add(1, Relaxed);
                 counters.fetched_bytes.fetch_add(job.bytes, Relaxed);
+                self.tier.shares.lock().fetched(job.tag, job.bytes);
                 End::Good(sums)
             }
             None => {
                 tracing::error!(key = %job.key, tier = "ssd", "block dropped: its bytes are not those that its checksums were made of");
                 counters.fetch_corrupt.fetch_add(1, Relaxed);
-                self.tier.remove(job.key);
+                self.tier.remove(job.key, job.tag);
                 End::Bad
             }
         }

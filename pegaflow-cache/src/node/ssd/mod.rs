@@ -12,6 +12,7 @@
 mod fetch;
 mod inbox;
 mod plan;
+mod share;
 mod spill;
 mod stats;
 mod trailer;
@@ -24,7 +25,7 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 use pegaflow_mem::SharedMemory;
 use pegaflow_meta::BlockKey;
-use pegaflow_ssd::settings::{Admission, IoSettings, Reclaim, Settings};
+use pegaflow_ssd::settings::{Admission, IoSettings, Settings};
 use pegaflow_ssd::{Arena, BlockStore, Buf, Device, PAGE, Region, SsdStore};
 
 pub use stats::SsdStats;
@@ -37,7 +38,8 @@ use crate::tier::breaker::Breaker;
 use crate::tier::estimate::Estimate;
 use crate::tier::fetch::{Fetches, Job, TakeBack};
 use crate::tier::spill::{Candidate, Spill};
-use crate::tier::{Source, SpillAdmission, SsdReclaim, SsdSettings};
+use crate::tier::share::{Shares, Usage};
+use crate::tier::{Source, SpillAdmission, SsdSettings};
 use inbox::Inbox;
 use stats::Counters;
 
@@ -69,6 +71,8 @@ pub(super) struct Tier {
     /// Memory for trailers of blocks being read; none if there was none to be had.
     trailers: Option<Arc<Arena>>,
     spill: Mutex<Spill>,
+    /// Taken last of all: the store's own lock may be held.
+    shares: Arc<Mutex<Shares>>,
     estimate: Mutex<Estimate>,
     breaker: Mutex<Breaker>,
     /// Blocks to verify against their own checksums when they come from the drive.
@@ -142,10 +146,7 @@ fn store_settings(settings: &SsdSettings) -> Settings {
     let segment_bytes = (settings.bytes / 32).clamp(1 << 20, 64 << 20);
     Settings {
         segment_bytes: 1 << segment_bytes.ilog2(),
-        reclaim: match settings.reclaim {
-            SsdReclaim::Clock => Reclaim::Clock,
-            SsdReclaim::Fifo => Reclaim::Fifo,
-        },
+        reclaim: share::named(settings.reclaim),
         admission: match settings.admission {
             SpillAdmission::All => Admission::All,
             SpillAdmission::SecondSave => Admission::SecondTouch {
@@ -189,8 +190,12 @@ impl Tier {
         for block in recovered {
             spill.offer(block);
         }
+        let tenants = &state.core.settings().tenants;
+        let shares = Arc::new(Mutex::new(Shares::new(tenants)));
+        share::attach(&store, settings.reclaim, &shares);
         Self {
             session,
+            shares,
             pools,
             fetch_bytes_max: settings.fetch_bytes_max.min(capacity / 2),
             settings: settings.clone(),
@@ -261,6 +266,15 @@ impl Tier {
     fn trailer_buf(&self, bytes: usize) -> Buf {
         let kept = self.trailers.as_ref().and_then(|arena| arena.take(bytes));
         kept.unwrap_or_else(|| Buf::new(bytes))
+    }
+
+    /// What each tenant of the configuration has on the drive and moved so far; others, without a name.
+    pub(super) fn tenants(&self) -> Vec<(Option<String>, Usage)> {
+        let shares = self.shares.lock();
+        let usage = shares.usage();
+        usage
+            .map(|(name, usage)| (name.map(str::to_owned), usage))
+            .collect()
     }
 
     /// Figures.

@@ -16,6 +16,7 @@ use crate::core::{Answer, FetchRequest, LookupRequest, Now, Presence, SessionId,
 use crate::error::Result;
 use crate::node::state::State;
 use crate::tier::fetch::{Fetches, Job, Promise, Step};
+use crate::tier::share::Tag;
 use crate::tier::plan::{Limits, Place, Plan, plan};
 
 /// Keys looked for on SSD at once: a prefix often ends early.
@@ -179,13 +180,14 @@ impl Tier {
         known: usize,
     ) -> Result<Vec<Place>> {
         let (mut places, mut present) = (vec![], vec![]);
+        let tag = state.tag(request.namespace);
         for keys in request.keys[known..].chunks(CHUNK) {
             present.clear();
             let core = &state.core;
             core.presence(request.namespace, request.group, keys, &mut present)?;
             let on_ssd = self
                 .store
-                .find(&keys.iter().map(|key| Key(key.0)).collect::<Vec<_>>());
+                .find(&keys.iter().map(|key| Key(tag.name(*key))).collect::<Vec<_>>());
             let fetching = self.fetches.lock();
             for ((key, present), on_ssd) in keys.iter().zip(&present).zip(on_ssd) {
                 // A block that is under way and not in the core was given up: its place is not free yet.
@@ -263,8 +265,8 @@ impl Tier {
     }
 
     /// Removes a block from the drive: its bytes are not the block's.
-    pub(super) fn remove(&self, key: BlockKey) {
-        if let Err(error) = self.store.remove(Key(key.0)) {
+    pub(super) fn remove(&self, key: BlockKey, tag: Tag) {
+        if let Err(error) = self.store.remove(Key(tag.name(key))) {
             tracing::debug!(%key, %error, "a bad block stays on SSD for now");
         }
     }
@@ -288,6 +290,7 @@ fn queue(
                 key: *key,
                 namespace: wanted.namespace,
                 group: wanted.group,
+                tag: state.tag(wanted.namespace),
                 place,
                 lease,
                 item,

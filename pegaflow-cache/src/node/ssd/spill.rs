@@ -73,13 +73,15 @@ impl Writer {
                 return;
             }
             let held = self.hold(self.absent(next));
+            let held = self.within_quota(held);
             self.put(held);
         }
     }
 
     /// Those of the blocks that the drive does not have.
     fn absent(&self, blocks: Vec<Candidate>) -> Vec<Candidate> {
-        let keys: Vec<_> = blocks.iter().map(|block| Key(block.key.0)).collect();
+        let names = blocks.iter().map(|block| Key(block.tag.name(block.key)));
+        let keys: Vec<_> = names.collect();
         let found = self.tier.store.find(&keys);
         let (absent, known): (Vec<_>, Vec<_>) = blocks
             .into_iter()
@@ -126,6 +128,31 @@ impl Writer {
         held
     }
 
+    /// Those that their tenants' quotas have room for. What must leave for them is removed.
+    fn within_quota(&self, held: Vec<Held>) -> Vec<Held> {
+        let mut leave = vec![];
+        let mut shares = self.tier.shares.lock();
+        let fits = |one: &Held| shares.begin(one.block.tag, on_drive(&one.block), &mut leave);
+        let (within, over) = held.into_iter().partition::<Vec<_>, _>(fits);
+        drop(shares);
+        for name in leave {
+            if let Err(error) = self.tier.store.remove(Key(name)) {
+                tracing::debug!(%error, "a block stays on SSD over its tenant's quota for now");
+            }
+        }
+        if !over.is_empty() {
+            let counter = &self.tier.counters.spill_over_quota;
+            self.forget(&over, |one| one.block.bytes, counter);
+            self.shared.with(|state, _| {
+                for one in &over {
+                    state.core.end_spill(one.block.place, &mut state.actions);
+                }
+                state.apply(None);
+            });
+        }
+        within
+    }
+
     fn put(&mut self, held: Vec<Held>) {
         let mut refused = vec![];
         for Held {
@@ -141,7 +168,7 @@ impl Writer {
             };
             let put = Put {
                 if_absent: true,
-                ..Put::scattered(Key(block.key.0), vec![run, trailer])
+                ..Put::scattered(Key(block.tag.name(block.key)), vec![run, trailer])
             };
             match self.tier.store.put(put) {
                 Ok(ticket) => self.wait_for(block, ticket),
@@ -179,6 +206,9 @@ impl Writer {
         }
         let (mut free, mut copied) = (vec![], vec![]);
         for (block, done) in ended {
+            let stored = matches!(done.result, Ok(Stored::Stored));
+            let bytes = on_drive(&block);
+            self.tier.shares.lock().end(block.tag, bytes, stored);
             if let Ok(Stored::Stored | Stored::Present) = done.result {
                 copied.push(block.key);
             }
@@ -220,6 +250,11 @@ impl Writer {
             }
         }
     }
+}
+
+/// Bytes of a block on the drive as a quota counts them beforehand; its trailer comes on top.
+fn on_drive(block: &Candidate) -> u64 {
+    run_bytes(block.bytes)
 }
 
 /// Holds one block and reads what its record says; none if the pool has it no more.

@@ -77,6 +77,8 @@ counters! {
     spill_gone,
     /// Blocks not written because too many waited.
     spill_queue_full,
+    /// Blocks not written because their tenant's quota has no room for them.
+    spill_over_quota,
     /// Blocks not written because of their size.
     spill_unfit,
     /// Blocks that the drive did not take.

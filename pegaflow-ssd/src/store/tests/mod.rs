@@ -4,6 +4,7 @@
 //! One suite for every kind of store, and each fault on its own.
 
 mod faults;
+mod reclaim;
 
 use std::sync::Arc;
 
