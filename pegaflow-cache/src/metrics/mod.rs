@@ -13,7 +13,9 @@ mod node;
 mod process;
 mod table;
 
-pub use node::{publish_counters, publish_ssd, publish_ssd_tenants, publish_stats, publish_tenants};
+pub use node::{
+    publish_counters, publish_ssd, publish_ssd_tenants, publish_stats, publish_tenants,
+};
 pub use process::Process;
 pub use table::*;
 

@@ -281,12 +281,18 @@ mod tests {
             shares.end(tag, 40, true);
             shares.found(name("a", n), 40);
         }
-        assert_eq!((leave.as_slice(), used(&shares, "a")), (&[name("a", 1)][..], 80));
+        assert_eq!(
+            (leave.as_slice(), used(&shares, "a")),
+            (&[name("a", 1)][..], 80)
+        );
         shares.gone(&name("a", 1), 40);
         assert_eq!(used(&shares, "a"), 80, "counted once");
         assert!(!shares.begin(tag, 101, &mut leave), "it can never fit");
         assert!(shares.begin(tag, 60, &mut leave));
-        assert!(!shares.begin(tag, 60, &mut leave), "that much is being written");
+        assert!(
+            !shares.begin(tag, 60, &mut leave),
+            "that much is being written"
+        );
         shares.end(tag, 60, false);
         assert_eq!(shares.accounts[&tag].usage.spilled_bytes, 120);
         assert_eq!(leave, [name("a", 1), name("a", 2)]);
@@ -296,7 +302,10 @@ mod tests {
     fn a_quota_of_zero_keeps_a_tenant_off_the_drive() {
         let mut shares = shares(&[("a", 1, Some(0))]);
         assert!(!shares.begin(Tag::of("a"), 1, &mut vec![]));
-        assert!(shares.begin(Tag::of("b"), 1, &mut vec![]), "others have none");
+        assert!(
+            shares.begin(Tag::of("b"), 1, &mut vec![]),
+            "others have none"
+        );
     }
 
     proptest! {

@@ -16,8 +16,8 @@ use crate::core::{Answer, FetchRequest, LookupRequest, Now, Presence, SessionId,
 use crate::error::Result;
 use crate::node::state::State;
 use crate::tier::fetch::{Fetches, Job, Promise, Step};
-use crate::tier::share::Tag;
 use crate::tier::plan::{Limits, Place, Plan, plan};
+use crate::tier::share::Tag;
 
 /// Keys looked for on SSD at once: a prefix often ends early.
 const CHUNK: usize = 64;
@@ -185,9 +185,12 @@ impl Tier {
             present.clear();
             let core = &state.core;
             core.presence(request.namespace, request.group, keys, &mut present)?;
-            let on_ssd = self
-                .store
-                .find(&keys.iter().map(|key| Key(tag.name(*key))).collect::<Vec<_>>());
+            let on_ssd = self.store.find(
+                &keys
+                    .iter()
+                    .map(|key| Key(tag.name(*key)))
+                    .collect::<Vec<_>>(),
+            );
             let fetching = self.fetches.lock();
             for ((key, present), on_ssd) in keys.iter().zip(&present).zip(on_ssd) {
                 // A block that is under way and not in the core was given up: its place is not free yet.
