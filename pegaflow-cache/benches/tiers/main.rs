@@ -37,6 +37,9 @@ fn main() {
     if wanted("lookup") {
         save::lookup(dir.path(), &size);
     }
+    if wanted("trace") {
+        save::trace(&size);
+    }
     if wanted("fetch") {
         fetch::run(dir.path(), &size);
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pegaflow_cache::client::Client;
+use pegaflow_cache::node::{NodeSettings, TraceSettings};
 use pegaflow_cache::replay::engine::{engine_bytes, engine_layout};
 use pegaflow_cache::worker::{Save, Worker, WorkerSettings};
 use pegaflow_mem::Slot;
@@ -19,6 +20,8 @@ use crate::rig::{GROUP, Rig, Size, layout, settings};
 
 /// Keys of one lookup.
 const KEYS: u32 = 1024;
+/// Keys of lookups beside traces: a trace costs the same for each, so the short one shows it most.
+const TRACED: [u32; 2] = [64, KEYS];
 /// Lookups timed together, so that the two nodes' turns are short and the clock costs nothing.
 const LAP: u32 = 8;
 /// Blocks of one save.
@@ -30,26 +33,9 @@ const STEP: Duration = Duration::from_millis(20);
 
 /// All-hit lookups with and without the tier, in turns.
 pub(crate) fn lookup(dir: &Path, size: &Size) {
-    let shape = Size::quick().shape;
     let path = dir.join("lookup");
-    let pool = u64::from(KEYS) * shape.bytes() * 2;
-    let rigs = [None, Some(path.as_path())].map(|ssd| Rig::new(&settings(pool, ssd), shape));
-    let keys = rigs[0].keys(0, KEYS);
-    for rig in &rigs {
-        assert_eq!(rig.save(&keys), KEYS);
-    }
-    rigs[1].settle();
-    let mut times = [vec![], vec![]];
-    for _ in 0..size.lookups {
-        for (rig, times) in rigs.iter().zip(&mut times) {
-            let started = now();
-            for _ in 0..LAP {
-                assert_eq!(rig.lookup(&keys), KEYS as usize);
-            }
-            times.push(started.elapsed() / LAP);
-        }
-    }
-    let [without, with] = times.map(|times| Times::new(&times));
+    let all = [None, Some(path.as_path())].map(|ssd| settings(pool_bytes(), ssd));
+    let [without, with] = in_turns(&all, KEYS, size);
     let point = Point {
         op: "lookup",
         blocks: KEYS.into(),
@@ -57,6 +43,60 @@ pub(crate) fn lookup(dir: &Path, size: &Size) {
         floor: "the same lookup without SSD",
     };
     point.print(&with, &without);
+}
+
+/// All-hit lookups with traces as they are by default and without any, in turns. Lines are formatted, and
+/// written to nobody.
+pub(crate) fn trace(size: &Size) {
+    let lines = tracing_subscriber::fmt().with_writer(std::io::sink);
+    let _ = lines.try_init();
+    let without = NodeSettings {
+        trace: TraceSettings {
+            one_in: 0,
+            slow_ms: u32::MAX,
+        },
+        ..settings(pool_bytes(), None)
+    };
+    for keys in TRACED {
+        let [without, with] =
+            in_turns(&[without.clone(), settings(pool_bytes(), None)], keys, size);
+        let point = Point {
+            op: "trace",
+            blocks: keys.into(),
+            bytes: 0,
+            floor: "the same lookup without traces",
+        };
+        point.print(&with, &without);
+    }
+}
+
+fn pool_bytes() -> u64 {
+    u64::from(KEYS) * Size::quick().block_bytes() * 2
+}
+
+/// Times of all-hit lookups of `count` keys on nodes of these settings.
+fn in_turns(all: &[NodeSettings; 2], count: u32, size: &Size) -> [Times; 2] {
+    let rigs = all
+        .each_ref()
+        .map(|settings| Rig::new(settings, Size::quick().shape));
+    let keys = rigs[0].keys(0, count);
+    for rig in &rigs {
+        assert_eq!(rig.save(&keys), count);
+        if rig.node.ssd_stats().is_some() {
+            rig.settle();
+        }
+    }
+    let mut times = [vec![], vec![]];
+    for _ in 0..size.lookups {
+        for (rig, times) in rigs.iter().zip(&mut times) {
+            let started = now();
+            for _ in 0..LAP {
+                assert_eq!(rig.lookup(&keys), count as usize);
+            }
+            times.push(started.elapsed() / LAP);
+        }
+    }
+    times.map(|times| Times::new(&times))
 }
 
 /// A worker that saves from memory of its own.

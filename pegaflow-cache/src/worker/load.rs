@@ -151,7 +151,16 @@ impl Inner {
         }
         for block in corrupt {
             let key = keys[block.key as usize];
-            tracing::error!(%key, place = ?block.place, "bytes of a block are not what was saved");
+            tracing::error!(
+                %key,
+                place = ?block.place,
+                generation = block.generation,
+                group = self.group.0,
+                block = block.key,
+                of_blocks = keys.len(),
+                heads = ?self.layout.slot().heads,
+                "bytes of a block are not what was saved; it is computed again"
+            );
             if let Err(error) = self.client.report_corrupt(key, &block).await {
                 tracing::warn!(%error, %key, "the node could not be told of a corrupt block");
             }

@@ -221,7 +221,7 @@ impl Reader {
             Ok(Fetched::Miss) => counters.fetch_missing.fetch_add(1, Relaxed),
             Err(Error::Cancelled) => 0,
             Err(Error::Corrupt { at, .. }) => {
-                tracing::error!(key = %job.key, tier = "ssd", at, "block dropped: the drive returned bytes that are not what was written");
+                tracing::error!(key = %job.key, group = job.group.0, place = ?job.place, tier = "ssd", at, "block dropped: the drive returned bytes that are not what was written");
                 counters.fetch_corrupt.fetch_add(1, Relaxed)
             }
             Err(error) => {
@@ -274,7 +274,7 @@ impl Reader {
                 End::Good(sums)
             }
             None => {
-                tracing::error!(key = %job.key, tier = "ssd", "block dropped: its bytes are not those that its checksums were made of");
+                tracing::error!(key = %job.key, group = job.group.0, place = ?job.place, tier = "ssd", "block dropped: its bytes are not those that its checksums were made of");
                 counters.fetch_corrupt.fetch_add(1, Relaxed);
                 self.tier.remove(job.key, job.tag);
                 End::Bad
