@@ -20,6 +20,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod chaos;
 mod ci;
+mod dashboard;
 mod demo;
 mod dist;
 mod docs;
@@ -49,6 +50,7 @@ enum Command {
     Bench(bench::Args),
     Chaos(chaos::Args),
     Ci(ci::Args),
+    Dashboard(dashboard::Args),
     Demo(demo::Args),
     Dist(dist::Args),
     Docs(docs::Args),
@@ -75,6 +77,7 @@ fn dispatch(ws: &Workspace, command: &Command) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(ws, args),
         Command::Chaos(args) => chaos::run(ws, args),
         Command::Ci(args) => ci::run(ws, args),
+        Command::Dashboard(args) => dashboard::run(ws, args),
         Command::Demo(args) => demo::run(ws, args),
         Command::Dist(args) => dist::run(ws, args),
         Command::Docs(args) => docs::run(ws, args),

@@ -4,6 +4,7 @@
 //! The server and the replay as programs: build them, start them, stop them, kill them.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -90,6 +91,7 @@ pub(crate) struct Place {
     pool_bytes: u64,
     ssd: Option<(PathBuf, u64)>,
     eviction: Option<String>,
+    http: SocketAddr,
 }
 
 impl Place {
@@ -120,6 +122,7 @@ impl Place {
             pool_bytes,
             ssd: None,
             eviction: None,
+            http: SocketAddr::from(([127, 0, 0, 1], 0)),
         })
     }
 
@@ -151,6 +154,17 @@ impl Place {
     pub(crate) fn lose_memory(&self) -> anyhow::Result<()> {
         std::fs::remove_dir_all(&self.pool)?;
         Ok(std::fs::create_dir_all(&self.pool)?)
+    }
+
+    /// The same with pages and metrics at this address, instead of at any free port.
+    pub(crate) fn with_http(mut self, http: SocketAddr) -> Self {
+        self.http = http;
+        self
+    }
+
+    /// The folder of sockets and logs.
+    pub(crate) fn run(&self) -> &Path {
+        &self.run
     }
 
     /// The server's socket.
@@ -219,7 +233,7 @@ impl Running {
         command
             .args([
                 "--http",
-                "127.0.0.1:0",
+                &place.http.to_string(),
                 "--pool-bytes",
                 &place.pool_bytes.to_string(),
             ])
