@@ -21,6 +21,7 @@ use crate::format::{META_BYTES_MAX, checksum_of};
 use crate::key::Key;
 use crate::log::{Location, NewRecord, PutId, RecordKind};
 use crate::metrics::{Counters, DeviceStats, Dropped, Stats, count};
+use crate::reclaim::ReclaimPolicy;
 use crate::recover::RecoveryReport;
 use crate::settings::Settings;
 use crate::sys::{Buf, Region};
