@@ -5,13 +5,14 @@
 
 use super::measure::{Times, in_turn, micros, now};
 use super::point::Point;
+use super::pools::pool;
 use super::report::{Line, Machine};
 use super::sys::cpu_seconds;
 use super::{KIB, MIB, Options, sweep};
 use pegaflow_mem::device::cuda::lab::{Bound, Lab};
 use pegaflow_mem::device::cuda::{CudaDevice, CudaSettings, GpuFacts};
 use pegaflow_mem::device::{CopyJob, Device, Direction, PoolHandle};
-use pegaflow_mem::{HugePages, PoolSpec, SharedMemory};
+use pegaflow_mem::{HugePages, SharedMemory};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,22 +23,22 @@ const POOL_BYTES: u64 = 8 << 30;
 const JOBS: usize = 4;
 
 /// What all points share.
-struct Rig<'a> {
-    bench: &'static str,
-    direction: Direction,
-    options: &'a Options,
-    machine: Machine,
-    auto: Arc<CudaDevice>,
+pub(super) struct Rig<'a> {
+    pub(super) bench: &'static str,
+    pub(super) direction: Direction,
+    pub(super) options: &'a Options,
+    pub(super) machine: Machine,
+    pub(super) auto: Arc<CudaDevice>,
     lab: Arc<Lab>,
-    pool: Arc<SharedMemory>,
+    pub(super) pool: Arc<SharedMemory>,
     handle: PoolHandle,
-    batch_bytes: u64,
+    pub(super) batch_bytes: u64,
 }
 
 pub(crate) fn run(bench: &'static str, direction: Direction, options: &Options, gpu: &GpuFacts) {
     let rig = Rig::new(bench, direction, options, gpu);
     let wants = |op| options.wants(op);
-    let all: [(&str, &dyn Fn()); 11] = [
+    let all: [(&str, &dyn Fn()); 12] = [
         ("sweep", &|| rig.sweep()),
         ("batch", &|| rig.batches()),
         ("layers", &|| rig.layers()),
@@ -48,6 +49,7 @@ pub(crate) fn run(bench: &'static str, direction: Direction, options: &Options, 
         ("latency", &|| rig.latency()),
         ("cpu", &|| rig.cpu()),
         ("pages", &|| rig.pages()),
+        ("numa", &|| rig.numa()),
         ("pool-ready", &|| rig.pool_ready()),
     ];
     all.iter()
@@ -77,7 +79,7 @@ impl<'a> Rig<'a> {
         }
         let lab =
             Arc::new(Lab::new(&auto, KV_BYTES / small, (1 << 30) / small).expect("device memory"));
-        let pool = pool(POOL_BYTES / small, HugePages::Auto);
+        let pool = pool(POOL_BYTES / small, HugePages::Auto, None);
         let mut machine = vec![
             ("gpu".to_owned(), gpu.model.clone()),
             ("driver".to_owned(), gpu.driver_version.to_string()),
@@ -106,26 +108,23 @@ impl<'a> Rig<'a> {
 
     fn jobs(&self, point: &Point, method: &str) -> (Arc<CudaDevice>, Vec<CopyJob>) {
         Lab::force(&self.auto, method.parse().ok());
-        let kv_bytes = if self.options.quick {
-            KV_BYTES / 8
-        } else {
-            KV_BYTES
-        };
-        let layout = point.layout(self.lab.base(), kv_bytes);
-        (
-            Arc::clone(&self.auto),
-            point.jobs(&layout, &self.handle, JOBS),
-        )
+        (Arc::clone(&self.auto), self.jobs_on(point, &self.handle))
     }
 
-    fn contiguous(&self, directions: &[Direction], bytes: u64) -> Duration {
+    pub(super) fn jobs_on(&self, point: &Point, handle: &PoolHandle) -> Vec<CopyJob> {
+        let small = if self.options.quick { 8 } else { 1 };
+        let layout = point.layout(self.lab.base(), KV_BYTES / small);
+        point.jobs(&layout, handle, JOBS)
+    }
+
+    pub(super) fn contiguous(&self, directions: &[Direction], bytes: u64) -> Duration {
         let pool = &self.handle;
         self.lab
             .contiguous(directions, pool, bytes)
             .expect("copied")
     }
 
-    fn settings(
+    pub(super) fn settings(
         &self,
         op: &'static str,
         point: &Point,
@@ -160,7 +159,7 @@ impl<'a> Rig<'a> {
         );
     }
 
-    fn line(
+    pub(super) fn line(
         &self,
         settings: Vec<(&'static str, String)>,
         bytes: u64,
@@ -318,6 +317,7 @@ impl<'a> Rig<'a> {
                         Some(1e6 / alone),
                     )),
                     floor_share: Some(loop_rate / alone),
+                    gpu_ms_per_gb: Some((1.0 - loop_rate / alone).max(0.0) / rate * 1e3),
                     ..Line::default()
                 }
                 .print(&self.machine);
@@ -489,95 +489,13 @@ impl<'a> Rig<'a> {
         }
         .print(&self.machine);
     }
-
-    /// The same on ordinary pages.
-    fn pages(&self) {
-        Lab::force(&self.auto, None);
-        let plain = pool(self.pool.len() / 4, HugePages::None);
-        let device = &self.auto;
-        let handle = device.attach_pool(Arc::clone(&plain)).expect("attached");
-        device.pin_pool(&handle, 4).expect("pinned");
-        let point = Point::new(64 * KIB, 32, self.batch_bytes);
-        let kv_bytes = if self.options.quick {
-            KV_BYTES / 8
-        } else {
-            KV_BYTES
-        };
-        let layout = point.layout(self.lab.base(), kv_bytes);
-        let jobs = point.jobs(&layout, &handle, JOBS);
-        let (floor, copy) = in_turn(
-            self.options.seconds,
-            || self.contiguous(&[self.direction], point.bytes()),
-            |i| copy(device, self.direction, &jobs[i % jobs.len()]),
-        );
-        let mut settings = self.settings("pages", &point, "auto");
-        settings.push(("pages", format!("{:?}", plain.pages())));
-        self.line(
-            settings,
-            point.bytes(),
-            &floor,
-            &copy,
-            "one contiguous DMA copy (pool of the other points)",
-        );
-    }
-
-    /// A large pool: made, touched, attached and pinned.
-    fn pool_ready(&self) {
-        let Some(gib) = self.options.pool_gib else {
-            return;
-        };
-        for (pages, gib) in [
-            (HugePages::Auto, gib),
-            (HugePages::Auto, gib),
-            (HugePages::None, gib / 4),
-        ] {
-            let begun = now();
-            let memory = pool(gib << 30, pages);
-            let touched = begun.elapsed();
-            let device = &self.auto;
-            let handle = device.attach_pool(Arc::clone(&memory)).expect("attached");
-            device.pin_pool(&handle, 8).expect("pinned");
-            let ready = begun.elapsed();
-            eprintln!(
-                "pool of {gib} GiB on {:?}: touched {touched:?}, ready {ready:?}",
-                memory.pages()
-            );
-            Line {
-                bench: self.bench,
-                settings: vec![
-                    ("op", "pool-ready".to_owned()),
-                    ("threads", "8".to_owned()),
-                    ("pages", format!("{:?}", memory.pages())),
-                    ("batch_bytes", (gib << 30).to_string()),
-                ],
-                gb_per_s: Some((gib << 30) as f64 / ready.as_secs_f64() / 1e9),
-                p50_us: Some(micros(ready)),
-                ..Line::default()
-            }
-            .print(&self.machine);
-            // Unpinning has a thread of its own; the next pool needs the room.
-            drop(handle);
-            while Arc::strong_count(&memory) > 1 {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-    }
 }
 
-fn copy(device: &CudaDevice, direction: Direction, job: &CopyJob) -> Duration {
+pub(super) fn copy(device: &CudaDevice, direction: Direction, job: &CopyJob) -> Duration {
     let job = job.clone();
     let begun = now();
     let outcome = device.copy(direction, job).expect("accepted").wait();
     let time = begun.elapsed();
     outcome.result.expect("copied");
     time
-}
-
-fn pool(bytes: u64, pages: HugePages) -> Arc<SharedMemory> {
-    let spec = PoolSpec {
-        pages,
-        touch_threads: 8,
-        ..PoolSpec::memfd("bench", bytes)
-    };
-    Arc::new(SharedMemory::create(&spec).expect("memory for the pool"))
 }

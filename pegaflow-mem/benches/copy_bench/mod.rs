@@ -15,6 +15,8 @@ mod gpu;
 mod host;
 mod measure;
 mod point;
+#[cfg(feature = "cuda")]
+mod pools;
 mod report;
 mod sys;
 

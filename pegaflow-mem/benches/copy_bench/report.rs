@@ -22,6 +22,8 @@ pub(crate) struct Line {
     /// What, GB/s, us.
     pub(crate) floor: Option<(String, Option<f64>, Option<f64>)>,
     pub(crate) floor_share: Option<f64>,
+    /// Time of the whole GPU that a copy took from a loop beside it, in milliseconds for each GB copied.
+    pub(crate) gpu_ms_per_gb: Option<f64>,
 }
 
 impl Line {
@@ -54,7 +56,11 @@ impl Line {
             )
             .expect("a String"),
         }
-        write!(line, ",\"floor_share\":{}}}", number(self.floor_share)).expect("a String");
+        write!(line, ",\"floor_share\":{}", number(self.floor_share)).expect("a String");
+        if let Some(ms) = self.gpu_ms_per_gb {
+            write!(line, ",\"gpu_ms_per_gb\":{}", number(Some(ms))).expect("a String");
+        }
+        line.push('}');
         println!("{line}");
     }
 }

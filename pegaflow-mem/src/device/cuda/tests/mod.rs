@@ -5,6 +5,7 @@
 
 mod faults;
 mod fixture;
+mod killed;
 mod methods;
 mod order;
 
