@@ -115,8 +115,8 @@ def measure(way: str, folder: str, settings: argparse.Namespace) -> None:
         generate([{"prompt_token_ids": [3, 4, 5]}], 2)
         assert llm.reset_prefix_cache(), "blocks are still held"
         points["external"] = [generate([prompt(n)], 1) for n in range(settings.rounds)]
-    batch = [prompt(100 + n) for n in range(settings.prompts)]
-    points["batch"] = [generate(batch, settings.output)]
+    batches = [[prompt(100 * (at + 1) + n) for n in range(settings.prompts)] for at in range(settings.batches)]
+    points["batch"] = [generate(batch, settings.output) for batch in batches]
     print("POINTS " + json.dumps(points), flush=True)
 
 
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--batches", type=int, default=4, help="how often a batch of so many prompts is timed")
     parser.add_argument("--output", type=int, default=32)
     parser.add_argument("--pool-gib", type=int, default=2)
     parser.add_argument("--attention", help="attention backend; given, the engine runs on a GPU")
@@ -180,6 +181,7 @@ def main() -> None:
     settings, _ = parser.parse_known_args()
     if settings.quick:
         settings.tokens, settings.rounds, settings.prompts, settings.output = 256, 2, 2, 4
+        settings.batches = 1
     if settings.measure:
         measure(*settings.measure, settings)
         return
