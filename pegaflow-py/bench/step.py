@@ -12,6 +12,8 @@ import argparse
 import hashlib
 import json
 import os
+import pathlib
+import sys
 import tempfile
 import time
 from types import SimpleNamespace
@@ -21,6 +23,9 @@ from pegaflow.vllm.layout import SpecFacts, TensorFacts, detect, group
 from pegaflow.vllm.scheduler import Scheduler
 from pegaflow.vllm.settings import Settings
 from pegaflow.vllm.worker import Worker, rank_layout
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
+from parts import address_of, namespace
 
 RUNNING, TOKENS, BLOCK = 64, 8192, 16
 LAYERS, HEADS, DIM, ITEM = 2, 2, 32, 2
@@ -56,7 +61,7 @@ def open_rank(folder: str, blocks: int):
     """A node, a namespace and a rank over tensors that are only bytes."""
     inner = 2 * DIM * BLOCK * ITEM
     memory = bytearray(LAYERS * blocks * HEADS * inner)
-    address = id_of(memory)
+    address = address_of(memory)
     spec = SpecFacts(blocks, BLOCK, HEADS, DIM, HEADS * inner)
     strides = (HEADS * BLOCK * 2 * DIM, BLOCK * 2 * DIM, 2 * DIM, 1)
     layers = []
@@ -76,27 +81,11 @@ def open_rank(folder: str, blocks: int):
         tp_size=1,
     )
     client = _native.Client.embedded(512 << 20, os.path.join(folder, "bench.sock"))
-    parts = {
-        "model": b"m" * 32,
-        "weights": b"w" * 32,
-        "kv_dtype": "f16",
-        "kv_quantisation": "",
-        "hash_algorithm": "sha256",
-        "hash_seed": b"",
-        "groups": [("full", BLOCK, 0, whole.layout_id)],
-        "tenant_salt": b"",
-    }
     shape = (LAYERS, whole.parts, whole.heads_total, whole.inner_bytes)
-    namespace = client.namespace(_native.encode_namespace(parts), "default", [(shape, [])])
+    known = namespace(client, BLOCK, whole.layout_id, shape)
     device = _native.Device.host(1, [(address, len(memory))])
-    rank = client.rank(device, namespace, 0, rank_layout(whole))
-    return client, namespace, whole, Worker([(rank, whole)], lambda: None, by_layer=True), memory
-
-
-def id_of(memory: bytearray) -> int:
-    import ctypes
-
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    rank = client.rank(device, known, 0, rank_layout(whole))
+    return client, known, whole, Worker([(rank, whole)], lambda: None, by_layer=True), memory
 
 
 def main() -> None:
@@ -110,9 +99,9 @@ def main() -> None:
 def run(folder: str, steps: int) -> None:
     extra = steps // BLOCK + 2
     per_request = PROMPT_BLOCKS + extra
-    client, namespace, whole, worker, _memory = open_rank(folder, RUNNING * per_request)
+    client, known, whole, worker, _memory = open_rank(folder, RUNNING * per_request)
     scheduler = Scheduler(Settings(), client, BLOCK, delays_frees=True, blocks=RUNNING * per_request)
-    scheduler.bind(namespace, whole.block_bytes)
+    scheduler.bind(known, whole.block_bytes)
     requests = [Request(n, per_request) for n in range(RUNNING)]
     tables = [list(range(n * per_request, (n + 1) * per_request)) for n in range(RUNNING)]
     times: dict[str, list[float]] = {"matched": [], "here": [], "scheduler": [], "worker": []}

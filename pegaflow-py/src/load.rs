@@ -133,19 +133,9 @@ impl Loading {
                 failed.push(block.key);
             }
             if state == LoadState::Corrupt {
-                self.report(key, *block);
+                self.inner.shared.report_corrupt(key, *block);
             }
         }
-    }
-
-    /// Tells the node. Best effort: the block is a miss for this engine either way.
-    fn report(&self, key: BlockKey, block: BlockRef) {
-        let shared = self.inner.shared.clone();
-        self.inner.shared.runtime().spawn(async move {
-            if let Ok(client) = shared.client() {
-                let _ = client.report_corrupt(key, &block).await;
-            }
-        });
     }
 }
 

@@ -45,6 +45,25 @@ impl Lookup {
             .give_up(&self.shared, Duration::from_millis(patience_ms))
     }
 
+    /// What was found, for a caller with a thread of its own: waits for it, blocks on their way included, within the
+    /// limits of `poll`. None if it was taken before, or cancelled.
+    fn wait(&self, py: Python<'_>, patience_ms: u64, fetch_ms: u64) -> Option<Found> {
+        loop {
+            if let Some(found) =
+                self.poll(py, patience_ms.saturating_mul(1_000), patience_ms, fetch_ms)
+            {
+                return Some(found);
+            }
+            match self.slot.awaited(Duration::from_millis(fetch_ms)) {
+                Awaited::Answer => {}
+                Awaited::Blocks(ticket, left) => {
+                    py.detach(|| self.shared.runtime().block_on(ticket.wait(left)));
+                }
+                Awaited::Nothing => return None,
+            }
+        }
+    }
+
     /// The answer is not wanted any more: its lease is given back, when it comes if it has not come.
     fn cancel(&self, py: Python<'_>) {
         if let Some(lease) = self.slot.cancel() {
@@ -251,6 +270,15 @@ enum Stage {
     Over,
 }
 
+/// What a lookup waits for.
+enum Awaited {
+    /// The node's word.
+    Answer,
+    /// Blocks on their way, for so long at most.
+    Blocks(client::Ticket, Duration),
+    Nothing,
+}
+
 #[derive(Debug)]
 struct State {
     stage: Stage,
@@ -321,6 +349,17 @@ impl Slot {
                 state.stage = Stage::Answered(Found::default());
                 false
             }
+        }
+    }
+
+    fn awaited(&self, fetch: Duration) -> Awaited {
+        match &self.state.lock().stage {
+            Stage::Asked | Stage::Claiming(_) | Stage::Answered(_) => Awaited::Answer,
+            Stage::Pending(pending) => {
+                let left = fetch.saturating_sub(pending.since.elapsed());
+                Awaited::Blocks(pending.ticket.clone(), left)
+            }
+            Stage::Over => Awaited::Nothing,
         }
     }
 

@@ -11,9 +11,12 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use pegaflow_cache::client::{Client, ClientSettings, Lease, Status};
+use pegaflow_cache::core::BlockRef;
+use pegaflow_cache::meta::BlockKey;
 use pegaflow_cache::{Error, ErrorKind};
 use pyo3::prelude::*;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 use crate::error::{cache, invalid};
 
@@ -31,6 +34,8 @@ pub(crate) struct Shared {
     late: AtomicUsize,
     /// The last lookup that was answered or given up had no answer within its deadline.
     silent: AtomicBool,
+    /// Corrupt blocks of which the node is being told.
+    reports: watch::Sender<usize>,
 }
 
 impl Shared {
@@ -47,6 +52,7 @@ impl Shared {
             away: Mutex::new("not connected yet".to_owned()),
             late: AtomicUsize::new(0),
             silent: AtomicBool::new(false),
+            reports: watch::Sender::new(0),
         }))
     }
 
@@ -83,6 +89,26 @@ impl Shared {
     /// Uses a client from now on.
     pub(crate) fn set(&self, client: Client) {
         let _ = self.client.set(client);
+    }
+
+    /// Tells the node of a corrupt block. Best effort: the block is a miss for this engine either way.
+    pub(crate) fn report_corrupt(self: &Arc<Self>, key: BlockKey, block: BlockRef) {
+        self.reports.send_modify(|under_way| *under_way += 1);
+        let shared = self.clone();
+        self.runtime().spawn(async move {
+            if let Ok(client) = shared.client() {
+                let _ = client.report_corrupt(key, &block).await;
+            }
+            shared.reports.send_modify(|under_way| *under_way -= 1);
+        });
+    }
+
+    /// Waits until the node knows of every corrupt block that was reported: before, it would have no use for the same
+    /// block saved again. Not longer than its answers may take.
+    pub(crate) async fn reports_over(&self) {
+        let mut reports = self.reports.subscribe();
+        // The sender is here, so it is not gone.
+        let _ = reports.wait_for(|under_way| *under_way == 0).await;
     }
 
     /// The client, once it has reached its node for the first time.

@@ -145,7 +145,9 @@ async fn run(inner: Arc<Inner>, mut jobs: mpsc::UnboundedReceiver<Job>, progress
 }
 
 async fn save_one(inner: &Inner, save: Save) -> Result<Saved, Error> {
-    inner.worker().await?.save(save).await
+    let worker = inner.worker().await?;
+    inner.shared.reports_over().await;
+    worker.save(save).await
 }
 
 impl Progress {

@@ -9,6 +9,7 @@ compared with those that were saved.
 from __future__ import annotations
 
 import array
+import gc
 import hashlib
 import json
 import os
@@ -56,6 +57,8 @@ def engine(folder: str, extra: dict | None, **changes) -> vllm.LLM:
         block_size=BLOCK,
         kv_cache_memory_bytes=256 << 20,
     )
+    # The end of an engine takes down what all engines of a process share, so it must not come later.
+    gc.collect()
     # A process has one worker's connector, and an engine would take over that of the one before: only the engine that
     # was made last may be used.
     kv_transfer_state._KV_CONNECTOR_AGENT = None

@@ -56,9 +56,8 @@ def test_every_corruption_is_caught(folder, plain, spy, server):
         hits(llm, plain)
         forget(llm)
         spy.forget_loads()
-        spy.before_load = lambda loads, spoil=spoil: edit(server, spoil, places(loads[0].places))
+        spoil_first(spy, server, spoil)
         answers = Answers(llm)
-        spy.before_load = None
         assert spy.refused, name
         # The comparison of this test sees it too: what came was wrong, and what was taken was not.
         assert spy.wrong() > 0, name
@@ -76,9 +75,8 @@ def test_what_was_computed_on_spoilt_blocks_is_not_saved(folder, plain, spy, ser
     llm = engine(folder, {"endpoint": server.socket})
     Answers(llm, [COMMON])
     forget(llm)
-    spy.before_load = lambda loads: edit(server, SPOIL["zero_all"], places(loads[0].places))
+    spoil_first(spy, server, SPOIL["zero_all"])
     assert Answers(llm).tokens == plain[0].tokens
-    spy.before_load = None
     assert spy.refused
     Answers(llm)
     forget(llm)
@@ -86,6 +84,16 @@ def test_what_was_computed_on_spoilt_blocks_is_not_saved(folder, plain, spy, ser
     assert again.cached == [192, 192, 192]
     assert again.tokens == plain[0].tokens
     assert again.distance(plain[1]) < 1e-4
+
+
+def spoil_first(spy, server: Server, spoil) -> None:
+    """Spoils what is loaded next. Loads after it may be short: their requests share its first blocks."""
+
+    def once(loads):
+        spy.before_load = None
+        edit(server, spoil, places(loads[0].places))
+
+    spy.before_load = once
 
 
 def edit(server: Server, spoil, at: list[int]) -> None:

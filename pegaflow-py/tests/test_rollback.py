@@ -10,10 +10,10 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: see the package's README")
 
-from harness import BLOCK, PATIENT, PROMPTS, SAMPLING, Answers, engine, forget, places
+from harness import BLOCK, PATIENT, PROMPTS, SAMPLING, Answers, engine, forget
 from pegaflow.vllm.meta import WorkerReport
 from pegaflow.vllm.rollback import RollbackScheduler, takes_back
-from test_faults import SPOIL, edit, hits
+from test_faults import SPOIL, hits, spoil_first
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
 
@@ -28,9 +28,8 @@ def test_the_engine_answers_as_without_a_cache(llm, plain, spy, server):
         hits(llm, plain)
         forget(llm)
         spy.forget_loads()
-        spy.before_load = lambda loads, spoil=spoil: edit(server, spoil, places(loads[0].places))
+        spoil_first(spy, server, spoil)
         answers = Answers(llm)
-        spy.before_load = None
         assert spy.refused and spy.wrong() > 0, name
         assert answers.tokens == plain[0].tokens, name
     # Nothing wrong stayed in the engine's own prefix cache, or was saved.

@@ -116,6 +116,20 @@ impl Tools {
         Ok(Ok(venv))
     }
 
+    /// A folder with the files of `package` as they are for the Python of `venv`, without what it requires.
+    pub(crate) fn files(&self, package: &str, venv: &Venv) -> anyhow::Result<Found<PathBuf>> {
+        let folder = Venv(self.home.join(package.replace("==", "-")));
+        if !is_current(&folder, &[package]) {
+            let mut install = self.uv(["pip", "install", "--quiet", "--no-deps", package]);
+            install.arg("--python").arg(venv.program("python"));
+            if let Err(why) = attempt(install.arg("--target").arg(&folder.0))? {
+                return Ok(Err(why));
+            }
+            mark_current(&folder, &[package])?;
+        }
+        Ok(Ok(folder.0))
+    }
+
     /// An empty environment, made anew.
     pub(crate) fn fresh(&self, name: &str) -> anyhow::Result<Venv> {
         let venv = Venv(self.home.join(name));

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import array
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage, HiCacheStorageConfig, HiCacheStorageExtraInfo
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
 _OWN_KEYS = ("backend_name", "module_path", "class_name", "interface_v1")
 """Keys of SGLang's, beside ours."""
-_ANSWER_US = 20_000
-_PAUSE_S = 0.0005
-"""Between two looks at pages on their way."""
 
 
 class PegaFlowStorage(HiCacheStorage):
@@ -119,8 +115,8 @@ class PegaFlowStorage(HiCacheStorage):
     def _find(self, keys: list[str]) -> _native.Found:
         settings = self._settings
         lookup = self._client.lookup(self._namespace, self._keys(keys), settings.lease_ttl_ms)
-        while (found := lookup.poll(_ANSWER_US, settings.rpc_timeout_ms, settings.fetch_wait_ms)) is None:
-            time.sleep(_PAUSE_S)
+        found = lookup.wait(settings.rpc_timeout_ms, settings.fetch_wait_ms)
+        assert found is not None, "nobody else has the lookup"
         return found
 
     def _keys(self, keys: list[str]) -> bytes:
