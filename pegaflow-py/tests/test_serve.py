@@ -34,6 +34,7 @@ def test_the_line_of_the_readme_serves(folder, tmp_path):
         port = free.getsockname()[1]
     command += [*SMALL.split(), "--port", str(port)]
     environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    environment["VLLM_CPU_KVCACHE_SPACE"] = "1"
     serving = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
