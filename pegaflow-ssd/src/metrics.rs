@@ -111,6 +111,8 @@ pub struct DeviceStats {
     pub inflight: u64,
     /// Bytes of them.
     pub inflight_bytes: u64,
+    /// Bytes of reads that may be with the device now; moves with how long they take there.
+    pub read_limit_bytes: u64,
     /// Bytes of writes that may be with the device now; moves with the reads' latency.
     pub write_limit_bytes: u64,
     /// Transfers given up and still held by the device.
@@ -143,6 +145,7 @@ impl DeviceStats {
             queued: load.queued,
             inflight: load.inflight,
             inflight_bytes: load.inflight_bytes,
+            read_limit_bytes: load.read_limit_bytes,
             write_limit_bytes: load.write_limit_bytes,
             stuck,
             free_segments: log.free_segments,

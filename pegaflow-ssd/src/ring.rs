@@ -26,6 +26,8 @@ use crate::transfer::Piece;
 
 /// Bytes one registered buffer may have; larger regions take several entries.
 const REGISTERED_BYTES_MAX: usize = 1 << 30;
+/// Entries handed to the kernel with one call. From three on it holds them back until it has seen all of them, and the device idles meanwhile.
+const SUBMITTED_MAX: usize = 2;
 /// Entries of the table of registered buffers.
 const REGISTERED_MAX: u32 = 256;
 const WAKE: u64 = u64::MAX;
@@ -175,7 +177,7 @@ impl Ring {
         self.slots.len() - self.free.len()
     }
 
-    /// Takes one transfer. It reaches the kernel with the next [`Ring::enter`].
+    /// Takes one transfer. It reaches the kernel with the next few, or with the next [`Ring::enter`].
     ///
     /// # Errors
     /// The job itself, when as many are in flight as the ring has entries.
@@ -281,11 +283,14 @@ impl Ring {
         loop {
             // SAFETY: the memory the entry points to is owned by its slot (buffers and iovecs), which keeps it until the completion
             // was seen; poll and cancel entries point to none.
-            if unsafe { self.uring.submission().push(&entry) }.is_ok() {
+            let pushed = unsafe { self.uring.submission().push(&entry) }.is_ok();
+            // A full queue the kernel takes at once, too. Errors show at the next `enter`.
+            if !pushed || self.uring.submission().len() >= SUBMITTED_MAX {
+                let _ = self.uring.submit();
+            }
+            if pushed {
                 return;
             }
-            // The submission queue is full: the kernel takes all of it at once. Errors show at the next `enter`.
-            let _ = self.uring.submit();
         }
     }
 

@@ -38,7 +38,7 @@ pub struct IoSettings {
     pub iopoll: bool,
     /// Most reads handed to the device at once.
     pub read_ops_max: u32,
-    /// Most bytes of reads handed to the device at once.
+    /// Most bytes of reads handed to the device at once. How many are is found by measurement: as many as keep it busy.
     pub read_inflight_bytes_max: u64,
     /// Most writes handed to the device at once.
     pub write_ops_max: u32,

@@ -3,8 +3,8 @@
 
 //! The same work through the store: index, headers and checksums on.
 //!
-//! Depth is what the device has: who is told that a block is there begins the next fetch, then takes the block and so checks it. The ring
-//! alone checks nothing.
+//! Depth is what the store has, and it decides how much of that the device has. Who is told that a block is there begins the next fetch, then
+//! takes the block and so checks it. The ring alone checks nothing.
 
 use std::collections::VecDeque;
 use std::future::Future as _;

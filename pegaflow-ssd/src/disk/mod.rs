@@ -7,6 +7,7 @@
 
 mod fault;
 mod guard;
+mod inflight;
 mod sched;
 mod threads;
 mod uring;
@@ -50,6 +51,8 @@ pub struct DiskLoad {
     pub inflight: u64,
     /// Bytes of them.
     pub inflight_bytes: u64,
+    /// Bytes of reads that may be with the device now; moves with how long they take there.
+    pub read_limit_bytes: u64,
     /// Bytes of writes that may be with the device now; moves with the reads' latency.
     pub write_limit_bytes: u64,
 }

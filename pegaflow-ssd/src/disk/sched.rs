@@ -3,11 +3,12 @@
 
 //! Which transfer goes to the device next. Pure: told of arrivals and ends, it reads no clock.
 //!
-//! Reads go first and have a budget of their own, so they never wait behind writes. Writes fill the rest: their budget shrinks while reads
-//! take longer than their target and grows back when they do not.
+//! Reads go first and have a budget of their own, so they never wait behind writes; it moves with what the device makes of them. Writes fill
+//! the rest: their budget shrinks while reads take longer than their target and grows back when they do not.
 
 use std::collections::VecDeque;
 
+use super::inflight::Inflight;
 use crate::error::IoKind;
 use crate::settings::IoSettings;
 
@@ -23,25 +24,23 @@ struct Lane<T> {
     ops: u64,
     bytes: u64,
     ops_max: u64,
-    bytes_max: u64,
 }
 
 impl<T> Lane<T> {
-    fn new(ops_max: u64, bytes_max: u64) -> Self {
+    fn new(ops_max: u32) -> Self {
         Self {
             queue: VecDeque::new(),
             queued_bytes: 0,
             ops: 0,
             bytes: 0,
-            ops_max,
-            bytes_max,
+            ops_max: ops_max.into(),
         }
     }
 
-    fn pop(&mut self) -> Option<T> {
+    /// The first, if `admits` says so of its bytes, and of the transfers and bytes that are out.
+    fn pop(&mut self, admits: impl Fn(u64, u64, u64) -> bool) -> Option<T> {
         let (_, bytes) = self.queue.front()?;
-        let room = self.ops < self.ops_max && self.bytes + bytes <= self.bytes_max;
-        if !room && self.ops > 0 {
+        if self.ops >= self.ops_max || !admits(*bytes, self.ops, self.bytes) {
             return None;
         }
         let (item, bytes) = self.queue.pop_front()?;
@@ -57,6 +56,7 @@ impl<T> Lane<T> {
 pub struct Scheduler<T> {
     reads: Lane<T>,
     writes: Lane<T>,
+    read_limit: Inflight,
     control: Control,
 }
 
@@ -64,14 +64,9 @@ impl<T> Scheduler<T> {
     /// An empty queue with the budgets of `settings`.
     pub fn new(settings: &IoSettings) -> Self {
         Self {
-            reads: Lane::new(
-                settings.read_ops_max.into(),
-                settings.read_inflight_bytes_max,
-            ),
-            writes: Lane::new(
-                settings.write_ops_max.into(),
-                settings.write_inflight_bytes_max,
-            ),
+            reads: Lane::new(settings.read_ops_max),
+            writes: Lane::new(settings.write_ops_max),
+            read_limit: Inflight::new(settings.read_inflight_bytes_max),
             control: Control::new(settings),
         }
     }
@@ -88,12 +83,15 @@ impl<T> Scheduler<T> {
 
     /// The transfer to start now, if the budgets allow one.
     pub fn pop(&mut self) -> Option<T> {
-        if let Some(read) = self.reads.pop() {
+        let limit = &self.read_limit;
+        let reads = |bytes, ops, out| limit.admits(bytes, ops, out);
+        if let Some(read) = self.reads.pop(reads) {
             self.control.quiet_writes = 0;
             return Some(read);
         }
-        self.writes.bytes_max = self.control.write_bytes;
-        self.writes.pop()
+        let bytes_max = self.control.write_bytes;
+        self.writes
+            .pop(|bytes, ops, out| ops == 0 || out + bytes <= bytes_max)
     }
 
     /// Takes the first queued transfer that matches out again.
@@ -124,6 +122,8 @@ impl<T> Scheduler<T> {
         let lane = match kind {
             IoKind::Read => {
                 self.control.read_done(us, writes_out);
+                let waiting = !self.reads.queue.is_empty();
+                self.read_limit.done(bytes, us, self.reads.bytes, waiting);
                 &mut self.reads
             }
             IoKind::Write | IoKind::Flush => {
@@ -142,6 +142,7 @@ impl<T> Scheduler<T> {
             queued_bytes: self.reads.queued_bytes + self.writes.queued_bytes,
             inflight: self.reads.ops + self.writes.ops,
             inflight_bytes: self.reads.bytes + self.writes.bytes,
+            read_limit_bytes: self.read_limit.bytes(),
             write_limit_bytes: self.control.write_bytes,
         }
     }
