@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use pegaflow_cache::client::{Client, Lookup, TicketState};
+use pegaflow_cache::client::{Client, ClientSettings, Lookup, TicketState};
 use pegaflow_cache::core::{Answer, LookupMode};
 use pegaflow_cache::{Error, ErrorKind};
 use pegaflow_mem::Slot;
@@ -48,6 +48,22 @@ both_ways! {
     what_cannot_be_is_refused_with_a_reason;
     a_corrupt_block_is_dropped;
     room_for_the_next_save_is_made_while_nobody_waits;
+    more_calls_at_once_than_connections_wait_their_turn;
+}
+
+async fn more_calls_at_once_than_connections_wait_their_turn(client: Client) {
+    let namespace = client.register_namespace(layout(1, SHAPE, &[])).await;
+    let namespace = namespace.expect("registers");
+    let keys = keys(&namespace, 0..4);
+    save(&client, &namespace, &keys).await;
+    let calls = 8 * ClientSettings::default().connections_max;
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..calls {
+        let (client, namespace, keys) = (client.clone(), namespace.clone(), keys.clone());
+        running.spawn(async move { ready(&client, &namespace, &keys).await });
+    }
+    // None has run into its deadline.
+    assert_eq!(running.join_all().await, vec![4; calls as usize]);
 }
 
 async fn what_is_sealed_is_found(client: Client) {

@@ -31,17 +31,18 @@ pub(crate) struct Link {
     session: u64,
     frame_bytes_max: u32,
     call_timeout: Duration,
-    /// One permit for each connection that may be open.
+    /// One permit for each call that may run, and so for each connection that may be open: a call opens one only if
+    /// none is idle.
     room: Arc<Semaphore>,
-    idle: Mutex<Vec<Pooled>>,
+    idle: Mutex<Vec<Connection>>,
     closed: AtomicBool,
 }
 
-/// A connection, and its right to be open.
+/// A connection in use, and the right to use one.
 #[derive(Debug)]
 struct Pooled {
     connection: Connection,
-    _room: OwnedSemaphorePermit,
+    room: OwnedSemaphorePermit,
 }
 
 impl Link {
@@ -104,19 +105,14 @@ impl Link {
         if self.is_closed() {
             return Err(Error::unavailable("the connection was lost"));
         }
-        if let Some(pooled) = self.idle.lock().pop() {
-            return Ok(pooled);
-        }
         let room = self.room.clone().acquire_owned().await;
         let room = room.map_err(Error::unavailable)?;
-        // Somebody may have come back while we waited.
-        if let Some(pooled) = self.idle.lock().pop() {
-            return Ok(pooled);
-        }
-        Ok(Pooled {
-            connection: self.attach().await?,
-            _room: room,
-        })
+        let idle = self.idle.lock().pop();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => self.attach().await?,
+        };
+        Ok(Pooled { connection, room })
     }
 
     async fn attach(&self) -> Result<Connection> {
@@ -130,11 +126,14 @@ impl Link {
         Ok(connection)
     }
 
-    fn checkin(&self, pooled: Pooled) {
+    fn checkin(&self, Pooled { connection, room }: Pooled) {
         let mut idle = self.idle.lock();
         if !self.is_closed() {
-            idle.push(pooled);
+            idle.push(connection);
         }
+        drop(idle);
+        // Who waits for it finds the connection.
+        drop(room);
     }
 
     /// Gives back what an abandoned call was granted.
