@@ -1,10 +1,10 @@
 # Copyright PegaFlow contributors.
 # SPDX-License-Identifier: Apache-2.0
 """Time to the first token and throughput of a real engine: without a connector, on its own prefix cache, with blocks
-from PegaFlow, and with vLLM's own OffloadingConnector, one after the other in the same run.
+from PegaFlow, and with vLLM's own OffloadingConnector, in the same run.
 
 `python engine.py [--quick]` on a CPU; on a GPU with `--shape 8b --tokens 10000 --attention FLASH_ATTN`. Each way runs
-in a process of its own. One JSON line a point.
+in a process of its own: on a CPU all at once, taking turns, on a GPU one after the other. One JSON line a point.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 SHAPES = {
@@ -24,6 +26,8 @@ SHAPES = {
     "8b": (4096, 14336, 32, 32, 8, 128, 128256),
 }
 WAYS = ("none", "pegaflow", "offloading")
+MARK = "BENCH "
+"""Before what an engine answers, among what vLLM prints."""
 
 
 def write_model(folder: str, shape: str) -> str:
@@ -68,8 +72,95 @@ def connector(way: str, settings: argparse.Namespace) -> dict:
     return {}
 
 
-def measure(way: str, folder: str, settings: argparse.Namespace) -> None:
-    """In a process of its own: one way, all its points."""
+class Engine:
+    """One way, in a process of its own, which does what it is told on its standard input."""
+
+    def __init__(self, way: str, model: str, environment: dict[str, str]):
+        self.way = way
+        command = [sys.executable, __file__, *sys.argv[1:], "--serve", way, model]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self._process = subprocess.Popen(command, env=environment, text=True, **pipes)
+        self._said: list[str] = []
+        threading.Thread(target=self._listen, daemon=True).start()
+        self.is_up = self._answer() is not None
+
+    def _listen(self) -> None:
+        for text in self._process.stderr:
+            self._said.append(text)
+
+    def _answer(self):
+        for text in self._process.stdout:
+            if text.startswith(MARK):
+                return json.loads(text.removeprefix(MARK))
+        self._process.wait()
+        why = "".join(self._said).strip().splitlines() or ["nothing said"]
+        print(f"skipped: {self.way}: {why[-1]}", file=sys.stderr, flush=True)
+        return None
+
+    def ask(self, op: str, *numbers: int) -> tuple[float, int]:
+        """Milliseconds, and tokens of the first prompt that came from a cache."""
+        self._process.stdin.write(json.dumps([op, numbers]) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        assert answer is not None, "the engine ended"
+        return answer
+
+    def end(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve(way: str, folder: str, settings: argparse.Namespace) -> None:
+    """In a process of its own: one way."""
+    llm = make(way, folder, settings)
+    vocabulary = SHAPES[settings.shape][-1]
+
+    def prompt(number: int) -> dict:
+        dice = random.Random(str(number))
+        return {"prompt_token_ids": [dice.randrange(3, vocabulary) for _ in range(settings.tokens)]}
+
+    def generate(prompts: list[dict], tokens: int) -> int:
+        import vllm
+
+        sampling = vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        return llm.generate(prompts, sampling, use_tqdm=False)[0].num_cached_tokens
+
+    def forget() -> None:
+        if way == "offloading":
+            time.sleep(2)
+        # A step or two, in which what waited for saves is freed; less than a block, so that it is not saved itself.
+        generate([{"prompt_token_ids": [3, 4, 5]}], 2)
+        assert llm.reset_prefix_cache(), "blocks are still held"
+
+    generate([prompt(-1)], 1)
+    print(MARK + "0", flush=True)
+    for text in sys.stdin:
+        op, numbers = json.loads(text)
+        prompts = [prompt(number) for number in numbers]
+        started = time.perf_counter()
+        cached = 0
+        if op == "forget":
+            forget()
+        else:
+            cached = generate(prompts, settings.output if op == "batch" else 1)
+        if op == "batch":
+            until_saved(way, llm)
+        took = (time.perf_counter() - started) * 1e3
+        until_saved(way, llm)
+        print(MARK + json.dumps([took, cached]), flush=True)
+
+
+def until_saved(way: str, llm) -> None:
+    """What is being copied yet counts as part of a batch, and must not run beside another way's turn."""
+    if way == "pegaflow":
+        from vllm.distributed.kv_transfer import kv_transfer_state
+
+        scheduler = llm.llm_engine.engine_core.engine_core.scheduler.connector._scheduler
+        for lane in kv_transfer_state._KV_CONNECTOR_AGENT._worker._lanes:
+            lane.settle(scheduler._saves)
+
+
+def make(way: str, folder: str, settings: argparse.Namespace):
     import vllm
 
     if settings.by_layer:
@@ -79,7 +170,7 @@ def measure(way: str, folder: str, settings: argparse.Namespace) -> None:
     within_steps = settings.within_steps and way == "pegaflow"
     on_gpu = settings.attention is not None
     more = {"attention_backend": settings.attention, "gpu_memory_utilization": 0.6} if on_gpu else {}
-    llm = vllm.LLM(
+    return vllm.LLM(
         model=folder,
         load_format="dummy",
         skip_tokenizer_init=True,
@@ -94,57 +185,74 @@ def measure(way: str, folder: str, settings: argparse.Namespace) -> None:
         **({"async_scheduling": False} if settings.one_step_at_a_time else {}),
         **({"scheduler_cls": "pegaflow.vllm.rollback.RollbackScheduler"} if within_steps else {}),
     )
-    vocabulary = SHAPES[settings.shape][-1]
-
-    def prompt(number: int) -> dict:
-        ids = [(number * 7919 + at * 104729) % (vocabulary - 10) + 3 for at in range(settings.tokens)]
-        return {"prompt_token_ids": ids}
-
-    def generate(prompts: list[dict], tokens: int) -> tuple[float, int]:
-        sampling = vllm.SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-        started = time.perf_counter()
-        out = llm.generate(prompts, sampling, use_tqdm=False)
-        return (time.perf_counter() - started) * 1e3, out[0].num_cached_tokens
-
-    generate([prompt(999)], 1)
-    points = {"cold": [generate([prompt(n)], 1) for n in range(settings.rounds)]}
-    points["prefix"] = [generate([prompt(n)], 1) for n in range(settings.rounds)]
-    if way != "none":
-        time.sleep(2)
-        # A step or two, in which what waited for saves is freed; less than a block, so that it is not saved itself.
-        generate([{"prompt_token_ids": [3, 4, 5]}], 2)
-        assert llm.reset_prefix_cache(), "blocks are still held"
-        points["external"] = [generate([prompt(n)], 1) for n in range(settings.rounds)]
-    batches = [[prompt(100 * (at + 1) + n) for n in range(settings.prompts)] for at in range(settings.batches)]
-    points["batch"] = [generate(batch, settings.output) for batch in batches]
-    print("POINTS " + json.dumps(points), flush=True)
 
 
-def report(way: str, points: dict, settings: argparse.Namespace) -> None:
-    for op, values in points.items():
-        times = sorted(value for value, _ in values)
-        middle = statistics.median(times)
-        tokens = settings.prompts * (settings.tokens + settings.output) if op == "batch" else settings.tokens
-        line = {
-            "bench": "vllm",
-            "settings": {
-                "op": f"{way}: {op}",
-                "shape": settings.shape,
-                "tokens": settings.tokens,
-                "attention": settings.attention,
-                "loads": how(settings),
-                "cached_tokens": values[-1][1],
-            },
-            "machine": {"cpus": os.cpu_count()},
-            "gb_per_s": None,
-            "ops_per_s": round(tokens / middle * 1e3, 1),
-            "p50_us": round(middle * 1e3),
-            "p99_us": round(times[-1] * 1e3),
-            "p999_us": None,
-            "floor": None,
-            "floor_share": None,
-        }
-        print(json.dumps(line), flush=True)
+Points = dict[str, list[tuple[float, int]]]
+
+
+def measure(engines: list[Engine], settings: argparse.Namespace) -> dict[str, Points]:
+    """Engines that are up take turns in each round, so that whatever else the machine does meets all alike."""
+    points: dict[str, Points] = {engine.way: {} for engine in engines}
+
+    def ask(op: str, *numbers: int, told: str | None = None) -> None:
+        engines.append(engines.pop(0))
+        for engine in engines:
+            points[engine.way].setdefault(op, []).append(engine.ask(told or op, *numbers))
+
+    for at in range(settings.rounds):
+        ask("cold", at)
+        ask("prefix", at)
+    for engine in engines:
+        if engine.way != "none":
+            engine.ask("forget")
+            points[engine.way]["external"] = [engine.ask("external", at) for at in range(settings.rounds)]
+    for at in range(settings.batches):
+        first = settings.rounds + at * settings.prompts
+        ask("batch", *range(first, first + settings.prompts))
+    return points
+
+
+def report(points: dict[str, Points], settings: argparse.Namespace) -> None:
+    for way, of_way in points.items():
+        for op, values in of_way.items():
+            alone = points.get("none", {}).get(op) if way != "none" else None
+            print(json.dumps(line(way, op, values, alone, settings)), flush=True)
+
+
+def line(way: str, op: str, values: list, alone: list | None, settings: argparse.Namespace) -> dict:
+    times = sorted(value for value, _ in values)
+    middle = statistics.median(times)
+    tokens = settings.prompts * (settings.tokens + settings.output) if op == "batch" else settings.tokens
+    floor, share = None, None
+    if alone is not None:
+        # Round by round: the two came right after each other.
+        shares = sorted(before / now for (now, _), (before, _) in zip(values, alone, strict=True))
+        share = round(statistics.median(shares), 4)
+        least = statistics.median(value for value, _ in alone)
+        floor = {"what": f"no connector: {op}, in turns", "gb_per_s": None, "us": round(least * 1e3)}
+        quarter = len(shares) // 4
+        more = [100 * (1 / value - 1) for value in (shares[-1 - quarter], share, shares[quarter])]
+        print("{}: {}: {:+.1f} % {:+.1f} % {:+.1f} % (quartiles)".format(way, op, *more), file=sys.stderr, flush=True)
+    return {
+        "bench": "vllm",
+        "settings": {
+            "op": f"{way}: {op}",
+            "shape": settings.shape,
+            "tokens": settings.tokens,
+            "attention": settings.attention,
+            "loads": how(settings),
+            "rounds": len(values),
+            "cached_tokens": values[-1][1],
+        },
+        "machine": {"cpus": os.cpu_count()},
+        "gb_per_s": None,
+        "ops_per_s": round(tokens / middle * 1e3, 1),
+        "p50_us": round(middle * 1e3),
+        "p99_us": round(times[-1] * 1e3),
+        "p999_us": None,
+        "floor": floor,
+        "floor_share": share,
+    }
 
 
 def how(settings: argparse.Namespace) -> str:
@@ -177,13 +285,13 @@ def main() -> None:
         "--by-layer", action="store_true", help="loads within steps go layer after layer, however short"
     )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument("--measure", nargs=2, metavar=("WAY", "MODEL"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=2, metavar=("WAY", "MODEL"), help=argparse.SUPPRESS)
     settings, _ = parser.parse_known_args()
     if settings.quick:
         settings.tokens, settings.rounds, settings.prompts, settings.output = 256, 2, 2, 4
         settings.batches = 1
-    if settings.measure:
-        measure(*settings.measure, settings)
+    if settings.serve:
+        serve(*settings.serve, settings)
         return
     environment = os.environ | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -197,15 +305,15 @@ def main() -> None:
         environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(folder, settings.shape)
-        for way in settings.ways:
-            command = [sys.executable, __file__, *sys.argv[1:], "--measure", way, model]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            found = [line[7:] for line in done.stdout.splitlines() if line.startswith("POINTS ")]
-            if found:
-                report(way, json.loads(found[0]), settings)
-            else:
-                why = (done.stderr or done.stdout).strip().splitlines() or ["nothing said"]
-                print(f"skipped: {way}: {why[-1]}", file=sys.stderr, flush=True)
+        # A GPU has memory for one of them at a time.
+        turns = [[way] for way in settings.ways] if settings.attention else [settings.ways]
+        points: dict[str, Points] = {}
+        for ways in turns:
+            engines = [engine for way in ways if (engine := Engine(way, model, environment)).is_up]
+            points |= measure(engines, settings)
+            for engine in engines:
+                engine.end()
+        report(points, settings)
 
 
 if __name__ == "__main__":

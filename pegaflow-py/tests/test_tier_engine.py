@@ -49,6 +49,4 @@ def test_what_one_engine_offloaded_another_takes_from_the_node(folder, plain, se
     second = offloading(folder, server, "two")
     after = Answers(second)
     assert after.tokens == plain[1].tokens
-    # Nobody came before the first in this engine. The others may find its blocks before theirs have come.
-    assert after.cached[0] == 192, after.cached
-    assert min(after.cached) >= 128, after.cached
+    assert after.cached == [192, 192, 192]

@@ -130,6 +130,32 @@ impl Tools {
         Ok(Ok(folder.0))
     }
 
+    /// A folder with some files of a package's source distribution, which has the checksum `sha256`. `fetch` is the
+    /// program that fetches them.
+    pub(crate) fn sources(
+        &self,
+        fetch: &Path,
+        package: &str,
+        sha256: &str,
+        files: &[&str],
+    ) -> anyhow::Result<Found<PathBuf>> {
+        let name = format!("{}-sources", package.replace("==", "-"));
+        let folder = Venv(self.home.join(name));
+        let spec: Vec<&str> = [package, sha256].iter().chain(files).copied().collect();
+        if !is_current(&folder, &spec) {
+            if folder.0.exists() {
+                std::fs::remove_dir_all(&folder.0)?;
+            }
+            let mut python = self.venv.command("python");
+            python.arg(fetch).args([package, sha256]).arg(&folder.0);
+            if let Err(why) = attempt(python.args(files))? {
+                return Ok(Err(why));
+            }
+            mark_current(&folder, &spec)?;
+        }
+        Ok(Ok(folder.0))
+    }
+
     /// An empty environment, made anew.
     pub(crate) fn fresh(&self, name: &str) -> anyhow::Result<Venv> {
         let venv = Venv(self.home.join(name));

@@ -3,6 +3,8 @@
 
 //! `test --vllm`: the Python package in real vLLM engines, on the CPU: the newest release wholly, an older one its core.
 
+mod theirs;
+
 use std::process::Command;
 
 use anyhow::bail;
@@ -18,6 +20,10 @@ struct Release {
     torch: &'static str,
     /// The files with tests to run; none: all.
     tests: &'static [&'static str],
+    /// SHA-256 of its source distribution.
+    sources: &'static str,
+    /// The files there with vLLM's own tests to run.
+    theirs: &'static [&'static str],
 }
 
 /// The first is the one that everything is tested and measured with.
@@ -26,6 +32,12 @@ const RELEASES: [Release; 2] = [
         version: "0.32.0",
         torch: "torch==2.13.0",
         tests: &[],
+        sources: "d2c957d5eee3d0985012151315ddc62cbe0cd368fc96a5fc3510438d9dddf2ad",
+        theirs: &[
+            "tests/v1/core/test_scheduler.py",
+            "tests/v1/kv_connector/unit/test_invalid_blocks_correctness.py",
+            "tests/v1/kv_connector/unit/test_kv_load_failure_recovery.py",
+        ],
     },
     Release {
         version: "0.26.0",
@@ -36,6 +48,8 @@ const RELEASES: [Release; 2] = [
             "test_rollback.py",
             "test_worker.py",
         ],
+        sources: "23e9fa19d7e20ce7dcc1c074d41503e2116d23f19e688f5d5ea91b741f958502",
+        theirs: &["tests/v1/core/test_scheduler.py"],
     },
 ];
 /// Its interface for storage is tested against; it is not run.
@@ -72,9 +86,16 @@ pub(super) fn run(ws: &Workspace, verbose: bool) -> anyhow::Result<()> {
                 Err(why) => println!("skipped: {SGLANG}: {why}"),
             }
         }
-        let counts = counts(pytest)?;
-        passed += counts.0;
-        failed += counts.1;
+        let mut runs = vec![pytest];
+        match theirs::pytest(ws, &tools, &engine, release)? {
+            Ok(pytest) => runs.push(pytest),
+            Err(why) => println!("skipped: vLLM's own tests of {}: {why}", release.version),
+        }
+        for run in runs {
+            let counts = counts(run)?;
+            passed += counts.0;
+            failed += counts.1;
+        }
     }
     println!("{passed} passed, {failed} failed");
     if failed > 0 {
