@@ -26,7 +26,7 @@ use crate::transfer::Piece;
 
 /// Bytes one registered buffer may have; larger regions take several entries.
 const REGISTERED_BYTES_MAX: usize = 1 << 30;
-/// Entries handed to the kernel with one call. From three on it holds them back until it has seen all of them, and the device idles meanwhile.
+/// Entries handed to the kernel with one call. From three on it passes them on together, and large groups leave a drive idle.
 const SUBMITTED_MAX: usize = 2;
 /// Entries of the table of registered buffers.
 const REGISTERED_MAX: u32 = 256;
