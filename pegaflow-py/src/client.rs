@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pegaflow_cache::client::{self, ClientSettings, session_socket};
+use pegaflow_cache::client::{self, ClientSettings, HybridLookup, session_socket};
 use pegaflow_cache::core::GroupKeys;
 use pegaflow_cache::meta::{BlockKey, GroupId};
 use pegaflow_cache::node::{GroupLayout, NamespaceLayout, Node, NodeSettings};
@@ -301,8 +301,11 @@ async fn look_up_hybrid(
     let groups: Vec<_> = groups
         .map(|(group, keys)| GroupKeys { group, keys })
         .collect();
-    let lease = Some(Duration::from_millis(ttl_ms));
-    let found = shared.client()?.lookup_hybrid(handle, &groups, lease).await;
+    let lookup = HybridLookup {
+        lease: Some(Duration::from_millis(ttl_ms)),
+        ..HybridLookup::new(handle, &groups)
+    };
+    let found = shared.client()?.lookup_hybrid(&lookup).await;
     found.map(Answer::from)
 }
 

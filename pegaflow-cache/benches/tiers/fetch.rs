@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use pegaflow_cache::client::{Client, Lookup, NamespaceHandle, TicketState};
 use pegaflow_cache::node::NodeSettings;
+use pegaflow_cache::tier::share::Tag;
 use pegaflow_cache::tier::{SpillAdmission, SsdSettings};
 use pegaflow_mem::{PoolBuf, PoolSpec, SharedMemory};
 use pegaflow_meta::BlockKey;
@@ -105,7 +106,10 @@ fn store(
     store.register(&Region::of_pool(memory.clone()));
     let get = |at: usize| {
         let place = PoolBuf::new(memory.clone(), at as u64 * each, each).expect("inside");
-        Get::new(Key(keys[at].0), Buf::of_pool(place).expect("whole pages"))
+        Get::new(
+            Key(Tag::of("").name(keys[at])),
+            Buf::of_pool(place).expect("whole pages"),
+        )
     };
     let read = |range: std::ops::Range<usize>| {
         let started = now();

@@ -34,7 +34,7 @@ impl Size {
             blocks: 1024,
             rounds: 7,
             lookups: 4000,
-            saves: 150,
+            saves: 300,
         }
     }
 

@@ -28,6 +28,8 @@ const LAP: u32 = 8;
 const SAVE: u32 = 16;
 /// Saves of one turn.
 const TURN: u32 = 10;
+/// Prompts of saves that copy nothing are counted from here on.
+const BARE: u32 = 1 << 20;
 /// Between two saves.
 const STEP: Duration = Duration::from_millis(20);
 
@@ -145,33 +147,42 @@ impl Engine {
 }
 
 /// Saves with and without the tier, in turns of some saves each: those of one turn meet the writes of
-/// the saves before them. A pause stands for the step that an engine computes between two saves.
+/// the saves before them. A pause stands for the step that an engine computes between two saves. And the
+/// node's part of it, which is what the tier can add to.
 pub(crate) fn save(dir: &Path, size: &Size) {
     let path = dir.join("save");
     let engines = [None, Some(path.as_path())].map(|ssd| Engine::new(size, ssd));
-    let mut times = [vec![], vec![]];
+    let (mut times, mut bare) = ([vec![], vec![]], [vec![], vec![]]);
     for turn in 0..size.saves / TURN {
-        for ((engine, rig), times) in engines.iter().zip(&mut times) {
-            for at in 0..TURN {
-                let keys = rig.keys(turn * TURN + at, SAVE);
-                let started = now();
-                engine.save(keys);
-                times.push(started.elapsed());
-                std::thread::sleep(STEP);
+        for (((engine, rig), times), bare) in engines.iter().zip(&mut times).zip(&mut bare) {
+            for at in (turn * TURN..).take(TURN as usize) {
+                let time = |save: &dyn Fn()| {
+                    let started = now();
+                    save();
+                    let took = started.elapsed();
+                    std::thread::sleep(STEP);
+                    took
+                };
+                let (keys, others) = (rig.keys(at, SAVE), rig.keys(BARE + at, SAVE));
+                times.push(time(&|| engine.save(keys.clone())));
+                bare.push(time(&|| assert_eq!(rig.save(&others), SAVE)));
             }
             if rig.node.ssd_stats().is_some() {
                 rig.settle();
             }
         }
     }
-    let [without, with] = times.map(|times| Times::new(&times));
-    let point = Point {
-        op: "save",
-        blocks: SAVE.into(),
-        bytes: u64::from(SAVE) * size.block_bytes(),
-        floor: "the same save without SSD",
-    };
-    point.print(&with, &without);
+    let bytes = u64::from(SAVE) * size.block_bytes();
+    for (op, times, bytes) in [("save", times, bytes), ("reserve_seal", bare, 0)] {
+        let [without, with] = times.map(|times| Times::new(&times));
+        let point = Point {
+            op,
+            blocks: SAVE.into(),
+            bytes,
+            floor: "the same without SSD",
+        };
+        point.print(&with, &without);
+    }
 }
 
 /// A burst of four times the spill budget: what the pool still holds must be on the drive.

@@ -29,7 +29,9 @@ pub use session::Session;
 pub use settings::{ClientSettings, ClientTlsSettings, TcpSettings, session_socket};
 pub use tcp::{Present, TcpClient};
 pub use ticket::{Ticket, TicketState};
-pub use types::{Found, HybridFound, Lease, Lookup, NamespaceHandle, Reservation, Reserve};
+pub use types::{
+    Found, HybridFound, HybridLookup, Lease, Lookup, NamespaceHandle, Reservation, Reserve,
+};
 
 use crate::core::{BlockRef, GroupKeys, LeaseId, LookupMode, Place, SealReply};
 use crate::error::{Error, Result};
@@ -165,16 +167,11 @@ impl Client {
         found(&session, reply)
     }
 
-    /// Which prefix every group of a hybrid model can start from. `lease` as in [`Lookup`].
+    /// Which prefix every group of a hybrid model can start from.
     ///
     /// # Errors
     /// [`Error::Unavailable`]; whatever the node refuses.
-    pub async fn lookup_hybrid(
-        &self,
-        namespace: &NamespaceHandle,
-        groups: &[GroupKeys<'_>],
-        lease: Option<std::time::Duration>,
-    ) -> Result<HybridFound> {
+    pub async fn lookup_hybrid(&self, lookup: &HybridLookup<'_>) -> Result<HybridFound> {
         let session = self.session()?;
         let group = |group: &GroupKeys<'_>| pb::GroupKeys {
             group: group.group.0.into(),
@@ -182,22 +179,28 @@ impl Client {
         };
         let request = pb::LookupHybridRequest {
             session: session.id().0,
-            namespace: session.namespace(namespace.index)?,
-            groups: groups.iter().map(group).collect(),
-            lease: lease.is_some(),
-            ttl_ms: ttl_ms(lease),
+            namespace: session.namespace(lookup.namespace.index)?,
+            groups: lookup.groups.iter().map(group).collect(),
+            lease: lookup.lease.is_some(),
+            ttl_ms: ttl_ms(lookup.lease),
+            ticket: lookup.ticket,
         };
         let reply = session.call(request).await?;
-        let groups = reply.groups.into_iter();
-        let groups =
-            groups.map(|group| block_refs(&group.places, &group.generations, &group.positions));
-        Ok(HybridFound {
-            lease: lease_of(&session, reply.lease),
-            tokens: reply.tokens,
-            pending_tokens: reply.pending_tokens,
-            groups: groups.collect::<Result<_>>()?,
-            session,
-        })
+        found_hybrid(&session, reply)
+    }
+
+    /// The longest prefix that a hybrid lookup has come to while its ticket waited: all that every group
+    /// needs for it, at any time and nothing by halves.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], [`Error::Unavailable`]; whatever the node refuses.
+    pub async fn claim_hybrid(&self, lease: &Lease) -> Result<HybridFound> {
+        let request = pb::ClaimHybridRequest {
+            session: lease.session.id().0,
+            lease: lease.id.0,
+        };
+        let reply = lease.session.call_about("lease", request).await?;
+        found_hybrid(&lease.session, reply)
     }
 
     /// All blocks that a lease pins, with those that became ready while its ticket waited.
@@ -355,16 +358,32 @@ fn lease_of(session: &Arc<Session>, id: u64) -> Option<Lease> {
     })
 }
 
+fn ticket_of(session: &Arc<Session>, ticket: Option<pb::Ticket>) -> Option<Ticket> {
+    ticket.map(|ticket| Ticket::new(session.clone(), ticket.index, ticket.generation))
+}
+
+fn found_hybrid(session: &Arc<Session>, reply: pb::LookupHybridReply) -> Result<HybridFound> {
+    let groups = reply.groups.into_iter();
+    let groups =
+        groups.map(|group| block_refs(&group.places, &group.generations, &group.positions));
+    Ok(HybridFound {
+        lease: lease_of(session, reply.lease),
+        tokens: reply.tokens,
+        pending_tokens: reply.pending_tokens,
+        groups: groups.collect::<Result<_>>()?,
+        fetching: reply.fetching,
+        ticket: ticket_of(session, reply.ticket),
+        session: session.clone(),
+    })
+}
+
 fn found(session: &Arc<Session>, reply: pb::LookupReply) -> Result<Found> {
-    let ticket = reply
-        .ticket
-        .map(|ticket| Ticket::new(session.clone(), ticket.index, ticket.generation));
     Ok(Found {
         lease: lease_of(session, reply.lease),
         blocks: block_refs(&reply.places, &reply.generations, &reply.positions)?,
         pending: reply.pending,
         fetching: reply.fetching,
-        ticket,
+        ticket: ticket_of(session, reply.ticket),
         session: session.clone(),
     })
 }

@@ -10,7 +10,7 @@ use pegaflow_meta::{BlockKey, GroupId, NamespaceId};
 
 use super::session::Session;
 use super::ticket::Ticket;
-use crate::core::{Answer, BlockRef, LeaseId, LookupMode};
+use crate::core::{Answer, BlockRef, GroupKeys, LeaseId, LookupMode};
 use crate::error::Result;
 use crate::node::NamespaceLayout;
 
@@ -88,6 +88,39 @@ impl<'a> Lookup<'a> {
     }
 }
 
+/// What to look for in all groups of a hybrid model at once.
+#[derive(Debug, Clone, Copy)]
+pub struct HybridLookup<'a> {
+    /// Namespace of the keys.
+    pub namespace: &'a NamespaceHandle,
+    /// The keys of every group of the namespace, in order.
+    pub groups: &'a [GroupKeys<'a>],
+    /// As in [`Lookup`].
+    pub lease: Option<Duration>,
+    /// Give a ticket if a longer prefix is being written, or lies on SSD. Needs a lease.
+    pub ticket: bool,
+}
+
+impl<'a> HybridLookup<'a> {
+    /// The longest ready prefix, pinned as long as the node allows.
+    #[must_use]
+    pub fn new(namespace: &'a NamespaceHandle, groups: &'a [GroupKeys<'a>]) -> Self {
+        Self {
+            namespace,
+            groups,
+            lease: Some(Duration::ZERO),
+            ticket: false,
+        }
+    }
+
+    /// The same with a ticket for what is being written, or lies on SSD.
+    #[must_use]
+    pub fn with_ticket(mut self) -> Self {
+        self.ticket = true;
+        self
+    }
+}
+
 /// The right to read blocks, until it is released or its time is over. Not released by being
 /// dropped: others may hold a copy.
 #[derive(Debug, Clone)]
@@ -134,10 +167,14 @@ pub struct HybridFound {
     pub lease: Option<Lease>,
     /// Tokens of the longest prefix that every group can start from.
     pub tokens: u64,
-    /// What that would be if all that is being written were ready.
+    /// What that would be if all that is being written, or with a ticket waited for, were ready.
     pub pending_tokens: u64,
-    /// The blocks needed for it, group by group.
+    /// The blocks needed for `tokens`, group by group.
     pub groups: Vec<Vec<BlockRef>>,
+    /// How many of the blocks waited for come from SSD.
+    pub fetching: u32,
+    /// Tells how many tokens the prefix has by now.
+    pub ticket: Option<Ticket>,
     /// The session that answered.
     pub session: Arc<Session>,
 }

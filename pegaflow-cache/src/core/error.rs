@@ -80,6 +80,14 @@ pub enum Error {
 }
 
 impl Error {
+    pub(super) fn ticket_alone() -> Self {
+        let reason = "needs a lease and, of one group, the mode `prefix`";
+        Self::Bad {
+            what: "ticket",
+            reason,
+        }
+    }
+
     /// What the caller must do.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

@@ -110,8 +110,7 @@ impl Core {
         reply: &mut LookupReply,
     ) -> Result<(), Error> {
         let (Some(ticket), Some(ttl_ms)) = (request.ticket, request.lease_ttl_ms) else {
-            let (what, reason) = ("ticket", "needs a lease and the mode `prefix`");
-            return Err(Error::Bad { what, reason });
+            return Err(Error::ticket_alone());
         };
         let class = self.namespaces.class_of(request.namespace, request.group)?;
         let known = reply.blocks.len() + reply.pending as usize;

@@ -3,9 +3,8 @@
 //! Lookups over all cache groups of a hybrid model: the longest prefix of which every group has what
 //! it needs, or nothing.
 //!
-//! Each kind of group asks for something else of a prefix of *t* tokens: full attention for all
-//! blocks before *t*, a sliding window for those under its last tokens, a state for the last one.
-//! The answer is the largest *t* that satisfies all of them at once.
+//! The answer is the largest number of tokens that is enough for all of them at once. Blocks that are
+//! on their way may take it further: `points` waits for them.
 //!
 //! Invariant: a block point is answered with all its groups, or not answered: the loss of one block
 //! takes the point from all groups at the same moment.
@@ -13,7 +12,8 @@
 use super::block::{BlockIdx, State};
 use super::error::{Error, within};
 use super::lookup::{BATCH, block_ref};
-use super::{BlockRef, Core, LeaseId, NamespaceIndex, Now, SessionId};
+use super::need::{GroupNeed, points};
+use super::{BlockRef, Core, LeaseId, NamespaceIndex, Now, SessionId, TicketId};
 use pegaflow_meta::{BlockKey, GroupId, GroupKind};
 use std::ops::Range;
 
@@ -35,6 +35,8 @@ pub struct HybridRequest<'a> {
     pub groups: &'a [GroupKeys<'a>],
     /// Life of the lease in milliseconds, as in a plain lookup; none for a probe.
     pub lease_ttl_ms: Option<u64>,
+    /// The lookup may wait for blocks: [`await_points`](Core::await_points) may follow. Needs a lease.
+    pub ticket: Option<TicketId>,
 }
 
 /// The answer to a hybrid lookup. Kept by the caller, so that its buffers serve many.
@@ -44,7 +46,7 @@ pub struct HybridReply {
     pub lease: Option<LeaseId>,
     /// Tokens of the prefix that every group can start from; a multiple of every group's block.
     pub tokens: u64,
-    /// What `tokens` would be if everything that is being written were ready.
+    /// What `tokens` would be if everything that is being written, or waited for, were ready.
     pub pending_tokens: u64,
     /// The blocks needed for it, group after group.
     pub blocks: Vec<BlockRef>,
@@ -54,8 +56,7 @@ pub struct HybridReply {
 
 /// One group's blocks as far as a search needs them.
 struct Group {
-    kind: GroupKind,
-    block_tokens: u64,
+    need: GroupNeed,
     /// In the order of the keys: none, or a block that is sealed or being written.
     blocks: Vec<BlockIdx>,
     /// How many blocks up to and including this one are usable without a gap.
@@ -63,22 +64,8 @@ struct Group {
 }
 
 impl Group {
-    /// The blocks that a prefix of `tokens` needs, which are a whole number of blocks.
-    fn needed(&self, tokens: u64) -> Range<u64> {
-        let end = tokens / self.block_tokens;
-        let start = match self.kind {
-            GroupKind::FullAttention | GroupKind::Mla => 0,
-            // The next token sees itself and the tokens before it.
-            GroupKind::SlidingWindow { window_tokens } => {
-                tokens.saturating_sub(u64::from(window_tokens) - 1) / self.block_tokens
-            }
-            GroupKind::State => end.saturating_sub(1),
-        };
-        start..end
-    }
-
     fn has(&self, tokens: u64) -> bool {
-        let Range { start, end } = self.needed(tokens);
+        let Range { start, end } = self.need.needed(tokens);
         start == end || u64::from(self.runs[end as usize - 1]) >= end - start
     }
 
@@ -101,7 +88,8 @@ impl Core {
     /// touches what it needs if a lease is asked for.
     ///
     /// # Errors
-    /// As [`lookup`](Self::lookup), and [`Error::Bad`] if not all groups are named in order.
+    /// As [`lookup`](Self::lookup), and [`Error::Bad`] if not all groups are named in order, or for a
+    /// ticket without a lease.
     pub fn lookup_hybrid(
         &mut self,
         now: Now,
@@ -111,18 +99,19 @@ impl Core {
     ) -> Result<(), Error> {
         let keys = request.groups.iter().map(|group| group.keys.len()).sum();
         within("request_keys_max", keys, self.settings.request_keys_max)?;
-        self.check_lease_room(session, request.lease_ttl_ms.is_some())?;
+        let leased = request.lease_ttl_ms.is_some();
+        self.check_lease_room(session, leased)?;
+        if request.ticket.is_some() {
+            self.check_waiters(leased)?;
+        }
         let mut groups = self.find_groups(request)?;
-        let step = groups
-            .iter()
-            .try_fold(1, |step, group| lcm(step, group.block_tokens));
         groups
             .iter_mut()
             .for_each(|group| group.count_runs(|_| true));
-        reply.pending_tokens = longest(&groups, step);
+        reply.pending_tokens = longest(&groups);
         let sealed = |idx| self.blocks.get(idx).state == State::Sealed;
         groups.iter_mut().for_each(|group| group.count_runs(sealed));
-        reply.tokens = longest(&groups, step);
+        reply.tokens = longest(&groups);
         let found = self.collect(&groups, reply);
         reply.lease = None;
         if request.lease_ttl_ms.is_some() {
@@ -149,17 +138,14 @@ impl Core {
         }
         let find = |named: &GroupKeys<'_>| {
             let class = self.namespaces.class_of(request.namespace, named.group)?;
-            let shape = self.namespaces.class(class).shape;
             let mut blocks = Vec::with_capacity(named.keys.len());
             let mut batch = [BlockIdx::NONE; BATCH];
             for keys in named.keys.chunks(BATCH) {
                 self.probe(class, keys, &mut batch);
                 blocks.extend_from_slice(&batch[..keys.len()]);
             }
-            let block_tokens = u64::from(shape.block_tokens);
             Ok(Group {
-                kind: shape.kind,
-                block_tokens,
+                need: self.namespaces.class(class).need(),
                 blocks,
                 runs: Vec::new(),
             })
@@ -173,7 +159,7 @@ impl Core {
         let mut found = Vec::new();
         for group in groups {
             let from = reply.blocks.len() as u32;
-            for at in group.needed(reply.tokens) {
+            for at in group.need.needed(reply.tokens) {
                 let idx = group.blocks[at as usize];
                 reply
                     .blocks
@@ -195,7 +181,7 @@ impl Core {
         for ((named, group), range) in request.groups.iter().zip(groups).zip(&reply.groups) {
             let class = self.namespaces.class_of(request.namespace, named.group)?;
             let found = &found[range.start as usize..range.end as usize];
-            let missing = match group.kind {
+            let missing = match group.need.kind {
                 GroupKind::FullAttention | GroupKind::Mla => &named.keys[found.len()..],
                 _ => &[],
             };
@@ -223,23 +209,11 @@ impl Core {
 }
 
 /// The largest number of tokens that every group has what it needs for.
-fn longest(groups: &[Group], step: Option<u64>) -> u64 {
-    let Some(step) = step else { return 0 };
-    let most = groups
-        .iter()
-        .map(|group| group.blocks.len() as u64 * group.block_tokens)
-        .min();
-    let steps = most.unwrap_or(0) / step;
-    let points = (1..=steps).rev().map(|n| n * step);
-    let mut fit = points.filter(|tokens| groups.iter().all(|group| group.has(*tokens)));
+fn longest(groups: &[Group]) -> u64 {
+    let needs = groups.iter().map(|group| (group.need, group.blocks.len()));
+    let mut fit = points(needs)
+        .behind(0)
+        .rev()
+        .filter(|tokens| groups.iter().all(|group| group.has(*tokens)));
     fit.next().unwrap_or(0)
-}
-
-/// The least common multiple, none beyond 64 bits: then no prefix is long enough.
-fn lcm(a: u64, b: u64) -> Option<u64> {
-    let (mut x, mut y) = (a, b);
-    while y > 0 {
-        (x, y) = (y, x % y);
-    }
-    (a / x).checked_mul(b)
 }

@@ -7,6 +7,7 @@
 //! Invariant: every lease is in the table exactly as long as it holds a pin or a slot.
 
 use super::block::{BlockIdx, ClassIdx};
+use super::points::Reach;
 use super::types::{LeaseId, Now, SessionId};
 use std::collections::BTreeSet;
 
@@ -36,8 +37,20 @@ pub(crate) struct Lease {
     pub(crate) item_bytes: u64,
     /// Reading: the ticket that will add blocks, in the table of waits.
     pub(crate) wait: Option<u32>,
+    /// Reading: which prefix of a hybrid model its blocks make, where they come by and by.
+    pub(crate) reach: Option<Box<Reach>>,
     number: u32,
     used: bool,
+}
+
+impl Lease {
+    /// How far a reader is: the blocks it has, of a hybrid lookup the tokens they make.
+    pub(crate) fn progress(&self) -> u32 {
+        match &self.reach {
+            Some(reach) => u32::try_from(reach.tokens(self.blocks.len())).unwrap_or(u32::MAX),
+            None => self.blocks.len() as u32,
+        }
+    }
 }
 
 /// All leases of a node. Entries are reused with their buffers.
@@ -76,6 +89,7 @@ impl Leases {
                 open: 0,
                 item_bytes: 0,
                 wait: None,
+                reach: None,
                 number: 0,
                 used: false,
             });
@@ -137,7 +151,7 @@ impl Leases {
             buffer.clear();
             buffer.shrink_to(KEEP_MAX);
             lease.blocks = buffer;
-            lease.used = false;
+            (lease.used, lease.reach) = (false, None);
             self.free.push(id.0 as u32);
         }
     }

@@ -30,7 +30,9 @@ mod life;
 mod lookup;
 mod moves;
 mod namespace;
+mod need;
 mod places;
+mod points;
 #[cfg(test)]
 mod reference;
 mod reserve;
@@ -57,6 +59,8 @@ pub use fetch::{FetchRequest, Presence};
 pub use hybrid::{GroupKeys, HybridReply, HybridRequest};
 pub use lookup::{BlockRef, LookupMode, LookupReply, LookupRequest};
 pub use namespace::{GroupShape, NamespaceSpec};
+pub use need::{GroupNeed, Points, points};
+pub use points::{Awaited, GroupBlock};
 pub use reserve::{Answer, ReserveReply, ReserveRequest};
 pub use restore::{RestoredBlock, RestoredWrite};
 pub use seal::SealReply;

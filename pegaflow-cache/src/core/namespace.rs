@@ -4,6 +4,7 @@
 
 use super::block::ClassIdx;
 use super::error::{Error, within};
+use super::need::GroupNeed;
 use super::types::{NamespaceIndex, TenantIndex};
 use super::write::SIDE_MAX;
 use pegaflow_mem::{BlockShape, SlabAllocator};
@@ -47,6 +48,16 @@ pub(crate) struct Class {
 
 /// Most groups of all namespaces together: what fits into a [`ClassIdx`].
 const CLASSES_MAX: u32 = 1 << 16;
+
+impl Class {
+    /// What a prefix needs of it.
+    pub(crate) fn need(&self) -> GroupNeed {
+        GroupNeed {
+            kind: self.shape.kind,
+            block_tokens: u64::from(self.shape.block_tokens),
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Entry {

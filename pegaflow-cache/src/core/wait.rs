@@ -20,9 +20,8 @@ use pegaflow_meta::BlockKey;
 struct Wait {
     ticket: TicketId,
     lease: LeaseId,
-    class: ClassIdx,
-    /// The keys that were pending; those before `next` are pinned.
-    keys: Vec<BlockKey>,
+    /// What was pending; those before `next` are pinned.
+    keys: Vec<(ClassIdx, BlockKey)>,
     next: usize,
     /// Keys from here on are promised.
     begun: usize,
@@ -69,12 +68,13 @@ impl Core {
         if request.ticket.is_none() {
             return Ok(());
         }
-        if request.lease_ttl_ms.is_none() || request.mode != LookupMode::Prefix {
-            let reason = "needs a lease and the mode `prefix`";
-            return Err(Error::Bad {
-                what: "ticket",
-                reason,
-            });
+        self.check_waiters(request.lease_ttl_ms.is_some() && request.mode == LookupMode::Prefix)
+    }
+
+    /// Refuses a lookup that would wait, and may not.
+    pub(super) fn check_waiters(&self, can_wait: bool) -> Result<(), Error> {
+        if !can_wait {
+            return Err(Error::ticket_alone());
         }
         within(
             "waiters_max",
@@ -93,14 +93,26 @@ impl Core {
         keys: &[BlockKey],
         begun: usize,
     ) {
-        let Some(on) = self.find_in(class, &keys[0]) else {
+        let keys = keys.iter().map(|key| (class, *key)).collect();
+        self.follow_keys(lease, ticket, keys, begun);
+    }
+
+    /// As [`follow`](Self::follow), for keys of several groups.
+    pub(super) fn follow_keys(
+        &mut self,
+        lease: LeaseId,
+        ticket: TicketId,
+        keys: Vec<(ClassIdx, BlockKey)>,
+        begun: usize,
+    ) {
+        let first = keys.first();
+        let Some(on) = first.and_then(|(class, key)| self.find_in(*class, key)) else {
             return;
         };
         let id = self.waits.insert(Wait {
             ticket,
             lease,
-            class,
-            keys: keys.to_vec(),
+            keys,
             next: 0,
             begun,
             on: Some(on),
@@ -122,7 +134,7 @@ impl Core {
     ) {
         match self.wait_of(lease) {
             Some(wait) => {
-                wait.keys.extend_from_slice(keys);
+                wait.keys.extend(keys.iter().map(|key| (class, *key)));
                 wait.begun += begun;
             }
             None => self.follow(class, lease, ticket, keys, begun),
@@ -214,11 +226,11 @@ impl Core {
 
     fn advance(&self, wait: &mut Wait, pinned: &mut Vec<BlockIdx>) -> Next {
         let mut last = Next::Nothing;
-        while let Some(key) = wait.keys.get(wait.next) {
+        while let Some((class, key)) = wait.keys.get(wait.next) {
             if wait.next == wait.begun {
                 return Next::Promised;
             }
-            let found = self.find_in(wait.class, key);
+            let found = self.find_in(*class, key);
             last = match found.map(|idx| (idx, self.blocks.get(idx).state)) {
                 Some((idx, State::Sealed)) => Next::Ready(idx),
                 Some((idx, _)) => return Next::Pending(idx),
@@ -232,20 +244,20 @@ impl Core {
         last
     }
 
-    /// Pins blocks that became ready under the wait's lease; returns how many the lease has now.
+    /// Pins blocks that became ready under the wait's lease; returns how far the lease is now.
     fn blocks_ready(&mut self, wait: &Wait, ready: &[BlockIdx]) -> u32 {
         for idx in ready {
             self.blocks.get_mut(*idx).pins += 1;
         }
-        let tenant = self.namespaces.class(wait.class).tenant;
-        self.tenants
-            .get_mut(tenant)
-            .policy
-            .refresh(&mut self.blocks, ready);
+        if let Some((class, _)) = wait.keys.first() {
+            let tenant = self.namespaces.class(*class).tenant;
+            let policy = &mut self.tenants.get_mut(tenant).policy;
+            policy.refresh(&mut self.blocks, ready);
+        }
         let Some(lease) = self.leases.get_mut(wait.lease) else {
             return 0;
         };
         lease.blocks.extend_from_slice(ready);
-        lease.blocks.len() as u32
+        lease.progress()
     }
 }

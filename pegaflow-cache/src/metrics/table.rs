@@ -22,6 +22,7 @@ pub const CALLS: &[&str] = &[
     "report_corrupt",
     "quiesced",
     "stats",
+    "claim_hybrid",
 ];
 /// What a caller must do about a failure: the words of [`pegaflow_mem::ErrorKind`].
 pub const KINDS: &[&str] = &[

@@ -14,8 +14,8 @@ use super::state::{State, Sums, WriteLease, micros_since};
 use super::trace::Seen;
 use crate::control::tables;
 use crate::core::{
-    BlockRef, Counters, GroupKeys, HybridRequest, LeaseId, LookupMode, LookupRequest,
-    NamespaceIndex, Now, Place, ReserveReply, ReserveRequest, SealReply, SessionId, TicketId,
+    BlockRef, Counters, LeaseId, LookupMode, LookupReply, LookupRequest, NamespaceIndex, Now,
+    Place, ReserveReply, ReserveRequest, SealReply, SessionId, TicketId,
 };
 use crate::error::{Error, Result};
 use crate::rpc::proto as pb;
@@ -36,17 +36,6 @@ pub struct LookupCall<'a> {
     pub lease_ttl_ms: Option<u64>,
     /// Give a ticket if blocks behind the ready prefix are being written.
     pub ticket: bool,
-}
-
-/// What to look for in all groups at once.
-#[derive(Debug, Clone, Copy)]
-pub struct HybridCall<'a> {
-    /// Namespace of the keys.
-    pub namespace: NamespaceIndex,
-    /// Every group of the namespace, once, in order.
-    pub groups: &'a [GroupKeys<'a>],
-    /// Life of the lease, in milliseconds; none for no lease.
-    pub lease_ttl_ms: Option<u64>,
 }
 
 /// What to make room for.
@@ -124,7 +113,7 @@ impl Node {
         f: impl FnOnce(Refs<'_>) -> R,
     ) -> Result<R> {
         self.shared.with(|state, now| {
-            let ticket = state.take_ticket(now, call)?;
+            let ticket = state.take_ticket(now, call.ticket, call.lease_ttl_ms)?;
             let request = LookupRequest {
                 namespace: call.namespace,
                 group: call.group,
@@ -139,7 +128,9 @@ impl Node {
                 return Err(error.into());
             }
             let fetching = state.fetch_rest(now, session, &request);
-            let ticket = state.keep_ticket(ticket);
+            let LookupReply { lease, pending, .. } = state.lookup;
+            let (lease, ready) = (lease.filter(|_| pending > 0), state.lookup.blocks.len());
+            let ticket = state.keep_ticket(ticket, lease, ready as u64);
             state.trace_lookup(session, call.keys.len());
             let reply = &state.lookup;
             Ok(f(Refs {
@@ -149,28 +140,6 @@ impl Node {
                 fetching,
                 ticket,
             }))
-        })
-    }
-
-    /// Looks keys of all groups up and shows what it found to `f`.
-    ///
-    /// # Errors
-    /// [`Error::Core`].
-    pub fn lookup_hybrid<R>(
-        &self,
-        session: SessionId,
-        call: &HybridCall<'_>,
-        f: impl FnOnce(&crate::core::HybridReply) -> R,
-    ) -> Result<R> {
-        self.shared.with(|state, now| {
-            let request = HybridRequest {
-                namespace: call.namespace,
-                groups: call.groups,
-                lease_ttl_ms: call.lease_ttl_ms,
-            };
-            let State { core, hybrid, .. } = state;
-            core.lookup_hybrid(now, session, &request, hybrid)?;
-            Ok(f(hybrid))
         })
     }
 
@@ -250,7 +219,7 @@ impl Node {
         items: &[u32],
         checksums: &[u64],
     ) -> Result<SealReply> {
-        self.shared.with(|state, now| {
+        let sealed = self.shared.with(|state, now| {
             let unknown = crate::core::Error::UnknownLease(lease);
             let held = state
                 .writes
@@ -274,7 +243,11 @@ impl Node {
             }));
             state.finish_items(lease, items.len());
             Ok(reply)
-        })
+        });
+        if let Some(tier) = self.tier.as_ref().filter(|_| sealed.is_ok()) {
+            tier.tier().ring_writer();
+        }
+        sealed
     }
 
     /// Makes some of the room that the next save will need: to be called when nobody waits. Says whether
@@ -513,12 +486,17 @@ impl State {
         })
     }
 
-    fn take_ticket(&mut self, now: Now, call: &LookupCall<'_>) -> Result<Option<TicketId>> {
-        if !call.ticket {
+    pub(super) fn take_ticket(
+        &mut self,
+        now: Now,
+        wanted: bool,
+        lease_ttl_ms: Option<u64>,
+    ) -> Result<Option<TicketId>> {
+        if !wanted {
             return Ok(None);
         }
         let max = self.core.settings().read_lease_ttl_max_ms;
-        let ttl_ms = call.lease_ttl_ms.unwrap_or(max).min(max);
+        let ttl_ms = lease_ttl_ms.unwrap_or(max).min(max);
         let ticket = self.tickets.take(Now(now.0.saturating_add(ttl_ms)));
         let limit = u64::from(self.tickets.max());
         let (what, setting) = ("lookups that wait", "tickets_max");
@@ -529,12 +507,17 @@ impl State {
         })
     }
 
-    /// Keeps the ticket of the lookup just made if there is something to wait for.
-    fn keep_ticket(&mut self, ticket: Option<TicketId>) -> Option<TicketId> {
+    /// Keeps the ticket of a lookup if there is a lease to wait for, which has `ready` blocks or tokens.
+    pub(super) fn keep_ticket(
+        &mut self,
+        ticket: Option<TicketId>,
+        lease: Option<LeaseId>,
+        ready: u64,
+    ) -> Option<TicketId> {
         let ticket = ticket?;
-        match self.lookup.lease.filter(|_| self.lookup.pending > 0) {
+        match lease {
             Some(lease) => {
-                let ready = self.lookup.blocks.len() as u32;
+                let ready = u32::try_from(ready).unwrap_or(u32::MAX);
                 self.tickets.bind(ticket, lease, ready);
                 Some(ticket)
             }
@@ -553,6 +536,7 @@ impl State {
         if self.traces.wants(self.lookup.pending > 0) {
             let seen = Seen {
                 session,
+                unit: "blocks",
                 keys: keys as u32,
                 at_once: self.lookup.blocks.len() as u32,
                 pending: self.lookup.pending,

@@ -8,6 +8,7 @@
 
 mod calls;
 mod files;
+mod hybrid;
 mod janitor;
 mod layout;
 mod pool;
@@ -30,7 +31,8 @@ use pegaflow_mem::SharedMemory;
 use pegaflow_ssd::SsdStore;
 use tokio::sync::mpsc;
 
-pub use calls::{HybridCall, LookupCall, Refs, ReserveCall};
+pub use calls::{LookupCall, Refs, ReserveCall};
+pub use hybrid::{HybridCall, HybridRefs};
 pub use layout::{GroupLayout, NamespaceLayout};
 pub use settings::{NodeSettings, POOL_BYTES_MIN, POOLS_MAX, PoolFiles, TICK_MS_MAX, TICKETS_MAX};
 pub use ssd::SsdStats;
@@ -61,7 +63,7 @@ pub struct Node {
     started: Started,
     calls: Calls,
     /// Ends before the store is closed, and that before the lock is given back.
-    _tier: Option<ssd::Threads>,
+    tier: Option<ssd::Threads>,
     // Last, so that nothing of this node runs any more when another may begin.
     _lock: files::Lock,
 }
@@ -183,7 +185,7 @@ impl Node {
             name: settings.name.clone(),
             started,
             calls: Calls::new(),
-            _tier: tier.transpose()?,
+            tier: tier.transpose()?,
             _lock: lock,
         }))
     }

@@ -28,6 +28,7 @@ settings! {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Trace {
     session: SessionId,
+    unit: &'static str,
     began_us: u64,
     /// When nothing more was waited for.
     ready_us: Option<u64>,
@@ -43,6 +44,8 @@ pub(super) struct Trace {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seen {
     pub(super) session: SessionId,
+    /// What is counted at once and pending: blocks, or tokens of all groups.
+    pub(super) unit: &'static str,
     pub(super) keys: u32,
     pub(super) at_once: u32,
     pub(super) pending: u32,
@@ -106,6 +109,7 @@ impl Traces {
         }
         let trace = Trace {
             session: seen.session,
+            unit: seen.unit,
             began_us: now_us,
             ready_us: (seen.pending == 0).then_some(now_us),
             keys: seen.keys,
@@ -180,6 +184,7 @@ impl Line {
     pub(super) fn log(&self) {
         let Trace {
             session,
+            unit,
             began_us,
             ready_us,
             keys,
@@ -195,6 +200,7 @@ impl Line {
             why = self.why,
             outcome = ?self.outcome,
             keys,
+            unit,
             at_once,
             pending,
             ready,
@@ -212,6 +218,7 @@ mod tests {
     fn seen(at_once: u32, pending: u32) -> Seen {
         Seen {
             session: SessionId(1),
+            unit: "blocks",
             keys: 10,
             at_once,
             pending,

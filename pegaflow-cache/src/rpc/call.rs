@@ -16,7 +16,7 @@ use crate::core::{
     Answer, BlockRef, GroupKeys, LeaseId, LookupMode, NamespaceIndex, Place, SessionId, TicketId,
 };
 use crate::error::{Error, Result};
-use crate::node::{HybridCall, LookupCall, NamespaceLayout, Node, Refs, ReserveCall};
+use crate::node::{HybridCall, HybridRefs, LookupCall, NamespaceLayout, Node, Refs, ReserveCall};
 
 /// A request that any transport may bring.
 pub(crate) trait Call: Message + Default + Send + 'static {
@@ -133,6 +133,7 @@ calls! {
     LookupRequest => LookupReply, Lookup, lookup;
     LookupHybridRequest => LookupHybridReply, LookupHybrid, lookup_hybrid;
     ClaimRequest => LookupReply, Claim, claim;
+    ClaimHybridRequest => LookupHybridReply, ClaimHybrid, claim_hybrid;
     ReserveRequest => ReserveReply, Reserve, reserve;
     SealRequest => SealReply, Seal, seal;
     AbortRequest => AbortReply, Abort, abort;
@@ -218,24 +219,38 @@ fn lookup_hybrid(
         namespace: NamespaceIndex(request.namespace),
         groups: &groups.collect::<Result<Vec<_>>>()?,
         lease_ttl_ms: ttl(request.lease, request.ttl_ms),
+        ticket: request.ticket,
     };
-    node.lookup_hybrid(session, &call, |reply| {
-        let groups = reply.groups.iter().map(|range| {
-            let blocks = &reply.blocks[range.start as usize..range.end as usize];
-            let (places, generations) = places(blocks);
-            pb::GroupPlaces {
-                places,
-                generations,
-                positions: positions(blocks),
-            }
-        });
-        pb::LookupHybridReply {
-            lease: reply.lease.map_or(0, |lease| lease.0),
-            tokens: reply.tokens,
-            pending_tokens: reply.pending_tokens,
-            groups: groups.collect(),
+    node.lookup_hybrid(session, &call, found_hybrid)
+}
+
+fn found_hybrid(refs: HybridRefs<'_>) -> pb::LookupHybridReply {
+    let found = refs.found;
+    let groups = found.groups.iter().map(|range| {
+        let blocks = &found.blocks[range.start as usize..range.end as usize];
+        let (places, generations) = places(blocks);
+        pb::GroupPlaces {
+            places,
+            generations,
+            positions: positions(blocks),
         }
-    })
+    });
+    pb::LookupHybridReply {
+        lease: found.lease.map_or(0, |lease| lease.0),
+        tokens: found.tokens,
+        pending_tokens: found.pending_tokens,
+        groups: groups.collect(),
+        ticket: refs.ticket.map(ticket),
+        fetching: refs.fetching,
+    }
+}
+
+fn claim_hybrid(
+    request: pb::ClaimHybridRequest,
+    node: &Node,
+    session: SessionId,
+) -> Result<pb::LookupHybridReply> {
+    node.claim_hybrid(session, LeaseId(request.lease), found_hybrid)
 }
 
 fn claim(request: pb::ClaimRequest, node: &Node, session: SessionId) -> Result<pb::LookupReply> {
@@ -436,8 +451,9 @@ mod tests {
 
     /// A call and its body: random bytes, or a message with random fields.
     fn body() -> impl Strategy<Value = (Op, Bytes)> {
-        let op = (Op::RegisterNamespace as u16..=Op::Stats as u16)
-            .prop_map(|number| Op::from_wire(number).expect("a call"));
+        let calls = (0..=u16::MAX).filter_map(Op::from_wire);
+        let calls: Vec<_> = calls.filter(|op| op.call_index().is_some()).collect();
+        let op = prop::sample::select(calls);
         let message = |op: Op, message: Vec<u8>| (op, Bytes::from(message));
         let lookup = (number(), number(), keys(), number(), any::<[bool; 2]>());
         let lookup = lookup.prop_map(move |(namespace, group, keys, mode, [lease, ticket])| {

@@ -51,10 +51,12 @@ pub enum Op {
     Event = 13,
     /// `AttachRequest`: first frame of a session's further connections.
     Attach = 14,
+    /// `ClaimHybridRequest`.
+    ClaimHybrid = 15,
 }
 
 impl Op {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Hello,
         Self::RegisterNamespace,
         Self::Lookup,
@@ -69,7 +71,20 @@ impl Op {
         Self::Stats,
         Self::Event,
         Self::Attach,
+        Self::ClaimHybrid,
     ];
+
+    /// Which call it is, counted in the order of their numbers; none for what is no call.
+    #[must_use]
+    pub fn call_index(self) -> Option<usize> {
+        match self {
+            Self::Hello | Self::Event | Self::Attach => None,
+            op if op as u16 <= Self::Stats as u16 => {
+                Some(op as usize - Self::RegisterNamespace as usize)
+            }
+            op => Some(op as usize - Self::RegisterNamespace as usize - 2),
+        }
+    }
 
     /// The op of a number of the wire, if this build knows it.
     #[must_use]

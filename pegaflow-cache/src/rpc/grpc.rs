@@ -175,6 +175,7 @@ served! {
     lookup: LookupRequest -> LookupReply;
     lookup_hybrid: LookupHybridRequest -> LookupHybridReply;
     claim: ClaimRequest -> LookupReply;
+    claim_hybrid: ClaimHybridRequest -> LookupHybridReply;
     reserve: ReserveRequest -> ReserveReply;
     seal: SealRequest -> SealReply;
     abort: AbortRequest -> AbortReply;

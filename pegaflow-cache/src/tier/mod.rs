@@ -8,6 +8,7 @@
 //! - [`breaker`]: when to leave a failing source alone.
 //! - [`estimate`]: how long a fetch takes, learnt from those before.
 //! - [`plan`]: how far to follow a prefix, given where its blocks are.
+//! - [`points`]: the same for the block points of a hybrid model.
 //! - [`fetch`]: what is on its way, and who waits for it: one fetch a block.
 //! - [`share`]: how tenants share the drive.
 //! - [`turns`]: whose fetch is next.
@@ -18,6 +19,7 @@ pub mod breaker;
 pub mod estimate;
 pub mod fetch;
 pub mod plan;
+pub mod points;
 mod settings;
 pub mod share;
 pub mod spill;

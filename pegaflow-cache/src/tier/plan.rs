@@ -8,6 +8,7 @@
 //!
 //! Invariant: every block before the end is in the pool, on its way there, or to be fetched.
 
+use super::Source;
 use super::estimate::Estimate;
 
 /// Where one block of the wanted prefix is.
@@ -28,10 +29,21 @@ pub struct Limits {
     pub ahead_bytes: u64,
     /// Most bytes that may be fetched.
     pub budget_bytes: u64,
-    /// Bytes of a block.
-    pub block_bytes: u64,
-    /// Microseconds the engine needs to compute a block; none if not known, then all is fetched.
+    /// Microseconds the engine needs to compute a block, or a token; none if not known, then all is
+    /// fetched.
     pub compute_us: Option<f64>,
+}
+
+impl Default for Limits {
+    /// Nothing can be fetched.
+    fn default() -> Self {
+        Self {
+            ssd: Estimate::of(Source::Ssd),
+            ahead_bytes: 0,
+            budget_bytes: 0,
+            compute_us: None,
+        }
+    }
 }
 
 /// What to do for a lookup.
@@ -47,13 +59,13 @@ pub struct Plan {
     pub too_slow: u32,
 }
 
-/// Plans the fetch of the blocks at `places`: the run of the prefix that is there at all, from the
-/// first block on that is not ready.
+/// Plans the fetch of the blocks at `places`, of `block_bytes` each: the run of the prefix that is there
+/// at all, from the first block on that is not ready. `limits.compute_us` is that of a block.
 #[must_use]
-pub fn plan(places: &[Place], limits: &Limits) -> Plan {
-    let affordable = affordable(places, limits);
+pub fn plan(places: &[Place], block_bytes: u64, limits: &Limits) -> Plan {
+    let affordable = affordable(places, block_bytes, limits);
     let end = match limits.compute_us {
-        Some(compute_us) => cheapest(&places[..affordable], limits, compute_us),
+        Some(compute_us) => cheapest(&places[..affordable], block_bytes, limits, compute_us),
         None => affordable,
     };
     let ssd = |places: &[Place]| places.iter().filter(|place| **place == Place::Ssd).count() as u32;
@@ -66,11 +78,11 @@ pub fn plan(places: &[Place], limits: &Limits) -> Plan {
 }
 
 /// How many blocks the budget reaches for.
-fn affordable(places: &[Place], limits: &Limits) -> usize {
+fn affordable(places: &[Place], block_bytes: u64, limits: &Limits) -> usize {
     let mut left = limits.budget_bytes;
     let taken = places.iter().take_while(|place| match place {
         Place::Ram => true,
-        Place::Ssd => match left.checked_sub(limits.block_bytes) {
+        Place::Ssd => match left.checked_sub(block_bytes) {
             Some(rest) => {
                 left = rest;
                 true
@@ -83,11 +95,11 @@ fn affordable(places: &[Place], limits: &Limits) -> usize {
 
 /// The end for which fetching before and computing behind it take the least time; the longest of
 /// several.
-fn cheapest(places: &[Place], limits: &Limits, compute_us: f64) -> usize {
+fn cheapest(places: &[Place], block_bytes: u64, limits: &Limits, compute_us: f64) -> usize {
     let (mut best, mut bytes) = ((0, places.len() as f64 * compute_us), 0);
     for (at, place) in places.iter().enumerate() {
         if *place == Place::Ssd {
-            bytes += limits.block_bytes;
+            bytes += block_bytes;
         }
         let behind = (places.len() - at - 1) as f64;
         let us = limits.ssd.us(bytes, limits.ahead_bytes) + behind * compute_us;
@@ -113,7 +125,6 @@ mod tests {
             },
             ahead_bytes: 0,
             budget_bytes: budget * BLOCK,
-            block_bytes: BLOCK,
             compute_us: compute_us.map(f64::from),
         }
     }
@@ -126,7 +137,7 @@ mod tests {
     #[test]
     fn it_stops_where_computing_is_faster() {
         let check = |text: &str, limits: Limits, want: (u32, u32, u32, u32)| {
-            let plan = plan(&places(text), &limits);
+            let plan = plan(&places(text), BLOCK, &limits);
             let got = (plan.blocks, plan.fetches, plan.over_budget, plan.too_slow);
             assert_eq!(got, want, "{text} {limits:?}");
         };
@@ -153,7 +164,7 @@ mod tests {
         ) {
             let places = places(&text);
             let limits = limits(latency_us, block_us, Some(compute_us), budget);
-            let plan = plan(&places, &limits);
+            let plan = plan(&places, BLOCK, &limits);
             let ssd = |end: usize| places[..end].iter().filter(|p| **p == Place::Ssd).count() as u64;
             let total = ssd(places.len());
             prop_assert_eq!(u64::from(plan.fetches), ssd(plan.blocks as usize));

@@ -4,10 +4,11 @@
 
 use std::time::Duration;
 
-use pegaflow_cache::client::{Client, ClientSettings, Lookup, TicketState};
-use pegaflow_cache::core::{Answer, LookupMode};
+use pegaflow_cache::client::{Client, ClientSettings, HybridLookup, Lookup, TicketState};
+use pegaflow_cache::core::{Answer, GroupKeys, LookupMode};
 use pegaflow_cache::{Error, ErrorKind};
 use pegaflow_mem::Slot;
+use pegaflow_meta::GroupId;
 
 use crate::support::*;
 
@@ -44,6 +45,7 @@ both_ways! {
     slots_of_several_workers_make_a_block;
     a_ticket_tells_when_blocks_are_ready;
     a_set_answers_for_each_key;
+    a_hybrid_ticket_counts_tokens;
     a_full_pool_refuses_and_goes_on;
     what_cannot_be_is_refused_with_a_reason;
     a_corrupt_block_is_dropped;
@@ -212,6 +214,59 @@ async fn a_set_answers_for_each_key(client: Client) {
     let found = client.lookup(&lookup).await.expect("looks up");
     let which: Vec<u32> = found.blocks.iter().map(|block| block.key).collect();
     assert_eq!(which, [3, 4, 8]);
+}
+
+async fn a_hybrid_ticket_counts_tokens(client: Client) {
+    let namespace = client.register_namespace(two_groups(1)).await;
+    let namespace = namespace.expect("registers");
+    let [full, window] = [0, 1].map(|group| {
+        let key = |n: u32| namespace.key(GroupId(group), &n.to_le_bytes());
+        (0..4).map(key).collect::<Vec<_>>()
+    });
+    assert_eq!(save_in(&client, &namespace, GroupId(0), &full).await, 4);
+    assert_eq!(
+        save_in(&client, &namespace, GroupId(1), &window[..2]).await,
+        2
+    );
+    let slot = Slot::whole(&SHAPE);
+    let rest = reserve_in(&client, &namespace, GroupId(1), &slot, &window[2..]).await;
+    let groups = [(0, &full), (1, &window)].map(|(group, keys)| GroupKeys {
+        group: GroupId(group),
+        keys,
+    });
+    let lookup = HybridLookup::new(&namespace, &groups);
+    let plain = client.lookup_hybrid(&lookup).await.expect("looks up");
+    assert_eq!((plain.tokens, plain.pending_tokens), (32, 64));
+    assert!(plain.ticket.is_none(), "it did not ask for one");
+    let refused = client.claim_hybrid(&plain.lease.expect("pinned")).await;
+    assert_eq!(
+        refused.expect_err("it does not wait").kind(),
+        ErrorKind::Invalid
+    );
+
+    let found = client.lookup_hybrid(&lookup.with_ticket()).await;
+    let found = found.expect("looks up");
+    assert_eq!((found.tokens, found.pending_tokens), (32, 64));
+    let ticket = found.ticket.clone().expect("something to wait for");
+    assert_eq!(ticket.poll(), TicketState::Waiting { ready: 32 });
+    let items = items(&rest);
+    for (item, ready) in items.iter().zip([48, 64]) {
+        client
+            .seal(&rest, &[*item], &sums(&[*item], 4))
+            .await
+            .expect("seals");
+        let lease = found.lease.as_ref().expect("pinned");
+        let claimed = client.claim_hybrid(lease).await.expect("claims");
+        assert_eq!(claimed.tokens, ready);
+        let blocks: Vec<_> = claimed.groups.iter().map(Vec::len).collect();
+        assert_eq!(
+            blocks,
+            [ready as usize / 16, 2],
+            "the window sees two blocks"
+        );
+    }
+    let done = ticket.wait(Duration::from_secs(5)).await;
+    assert_eq!(done, TicketState::Done { ready: 64 });
 }
 
 async fn a_full_pool_refuses_and_goes_on(client: Client) {

@@ -72,6 +72,16 @@ pub(crate) fn layout(model: u8, shape: BlockShape, stage_ends: &[u32]) -> Namesp
     }
 }
 
+/// Full attention, and a window of 32 tokens beside it.
+pub(crate) fn two_groups(model: u8) -> NamespaceLayout {
+    let mut namespace = namespace(model);
+    namespace.groups.push(GroupSpec {
+        kind: GroupKind::SlidingWindow { window_tokens: 32 },
+        ..namespace.groups[0].clone()
+    });
+    NamespaceLayout::new(namespace, &[SHAPE, SHAPE])
+}
+
 pub(crate) fn keys(namespace: &NamespaceHandle, range: std::ops::Range<u32>) -> Vec<BlockKey> {
     range
         .map(|n| namespace.key(GROUP, &n.to_le_bytes()))
@@ -193,9 +203,19 @@ pub(crate) async fn reserve(
     slot: &Slot,
     keys: &[BlockKey],
 ) -> Reservation {
+    reserve_in(client, namespace, GROUP, slot, keys).await
+}
+
+pub(crate) async fn reserve_in(
+    client: &Client,
+    namespace: &NamespaceHandle,
+    group: GroupId,
+    slot: &Slot,
+    keys: &[BlockKey],
+) -> Reservation {
     let reserve = Reserve {
         namespace,
-        group: GROUP,
+        group,
         slot,
         parent: None,
         keys,
@@ -218,10 +238,20 @@ pub(crate) fn items(reservation: &Reservation) -> Vec<u32> {
 
 /// Reserves and seals whole blocks; says how many became visible.
 pub(crate) async fn save(client: &Client, namespace: &NamespaceHandle, keys: &[BlockKey]) -> u32 {
-    let group = &namespace.layout().groups[0];
-    let reservation = reserve(client, namespace, &Slot::whole(&group.shape), keys).await;
+    save_in(client, namespace, GROUP, keys).await
+}
+
+pub(crate) async fn save_in(
+    client: &Client,
+    namespace: &NamespaceHandle,
+    group: GroupId,
+    keys: &[BlockKey],
+) -> u32 {
+    let layout = &namespace.layout().groups[usize::from(group.0)];
+    let slot = Slot::whole(&layout.shape);
+    let reservation = reserve_in(client, namespace, group, &slot, keys).await;
     let items = items(&reservation);
-    let sums = sums(&items, group.checksums() as usize);
+    let sums = sums(&items, layout.checksums() as usize);
     let sealed = client.seal(&reservation, &items, &sums).await;
     sealed.expect("seals").completed
 }

@@ -12,13 +12,18 @@ use pegaflow_ssd::{IoKind, MemoryFile, SsdStore};
 
 use crate::rig::*;
 
-const EIO: i32 = 5;
+pub(crate) const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 const PROMPTS: u32 = 6;
 const BLOCKS: u32 = 24;
 
 /// A rig whose drive follows `plan`, and gives up after `deadline_ms`.
 async fn rig(plan: &FaultPlan, deadline_ms: u64) -> Rig {
+    Rig::of(node_on(plan, deadline_ms)).await
+}
+
+/// A node on such a drive.
+pub(crate) fn node_on(plan: &FaultPlan, deadline_ms: u64) -> Arc<Node> {
     let file = FaultFile::new(MemoryFile::new(64 << 20), plan.clone());
     let settings_of_store = Settings {
         segment_bytes: 1 << 20,
@@ -31,7 +36,7 @@ async fn rig(plan: &FaultPlan, deadline_ms: u64) -> Rig {
     let store = SsdStore::over(settings_of_store, vec![("faults".into(), Arc::new(file))]);
     let dir = tempfile::tempdir().expect("a folder");
     let node = Node::start_on(&settings(dir.path()), store.expect("opens"));
-    Rig::of(node.expect("starts")).await
+    node.expect("starts")
 }
 
 /// Loads everything, whatever comes, and checks that nothing is left behind.

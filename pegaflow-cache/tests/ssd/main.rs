@@ -4,5 +4,6 @@
 
 mod faults;
 mod flow;
+mod hybrid;
 mod rig;
 mod tenants;

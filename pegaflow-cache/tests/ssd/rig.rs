@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pegaflow_cache::client::{Client, Found, Lookup, NamespaceHandle, TicketState};
-use pegaflow_cache::core::{CoreSettings, EvictionPolicy};
+use pegaflow_cache::core::{BlockRef, CoreSettings, EvictionPolicy};
 use pegaflow_cache::node::{NamespaceLayout, Node, NodeSettings, SsdStats};
 use pegaflow_cache::replay::engine::{Rank, engine_bytes, engine_layout};
 use pegaflow_cache::tier::SsdSettings;
@@ -28,14 +28,63 @@ pub(crate) const SHAPE: BlockShape = BlockShape {
 pub(crate) const POOL: u32 = 64;
 /// Blocks of the engine.
 const ENGINE: u32 = 128;
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct Rig {
     pub(crate) node: Arc<Node>,
     pub(crate) client: Client,
     pub(crate) namespace: NamespaceHandle,
+    engine: Engine,
+}
+
+/// A worker for one cache group, and what its bytes must be.
+pub(crate) struct Engine {
     worker: Worker,
     rank: Rank,
+}
+
+impl Engine {
+    pub(crate) fn new(client: &Client, namespace: &NamespaceHandle, group: GroupId) -> Self {
+        let slot = Slot::whole(&SHAPE);
+        let memory = HostMemory::zeroed(engine_bytes(&SHAPE, &slot, ENGINE)).expect("memory");
+        let device = HostDevice::new(&HostSettings::default()).expect("a device");
+        device.register(memory.clone()).expect("registers");
+        let layout = engine_layout(SHAPE, slot, memory.base(), ENGINE).expect("fits");
+        let (device, layout) = (Arc::new(device), Arc::new(layout));
+        let (client, namespace) = (client.clone(), namespace.clone());
+        let settings = WorkerSettings::default();
+        let worker = Worker::new(client, device, namespace, group, layout.clone(), settings);
+        Self {
+            worker: worker.expect("fits the namespace"),
+            rank: Rank::new(layout, Arc::new(memory)),
+        }
+    }
+
+    /// Computes and saves these blocks.
+    pub(crate) async fn save(&self, keys: Vec<BlockKey>) -> Saved {
+        for (block, key) in (0..).zip(&keys) {
+            self.rank.fill(key, block, &mut vec![]);
+        }
+        let save = Save {
+            blocks: (0..keys.len() as u32).collect(),
+            keys,
+            ..Save::default()
+        };
+        self.worker.save(save).await.expect("saves")
+    }
+
+    /// Loads blocks that somebody holds, and checks every byte of what was loaded.
+    pub(crate) async fn load(&self, refs: Vec<BlockRef>, keys: &[BlockKey]) -> Vec<LoadState> {
+        let blocks = (0..keys.len() as u32).collect();
+        let loaded = self.worker.load_refs(refs, keys.to_vec(), blocks).await;
+        let states = loaded.expect("loads").states;
+        for ((block, key), state) in (0..).zip(keys).zip(&states) {
+            if *state == LoadState::Loaded {
+                assert_eq!(self.rank.check(key, block, &mut vec![]), None, "{block}");
+            }
+        }
+        states
+    }
 }
 
 /// A pool of 64 blocks, and a tier on a file in `dir`.
@@ -57,7 +106,7 @@ pub(crate) fn settings(dir: &Path) -> NodeSettings {
     }
 }
 
-fn namespace(tenant: &str) -> Namespace {
+pub(crate) fn namespace(tenant: &str) -> Namespace {
     Namespace {
         model: [1 + tenant.len() as u8; 32],
         weights: [2; 32],
@@ -89,23 +138,8 @@ impl Rig {
         let mut layout = NamespaceLayout::new(namespace(tenant), &[SHAPE]);
         layout.tenant = tenant.to_owned();
         let namespace = client.register_namespace(layout).await.expect("registers");
-        let slot = Slot::whole(&SHAPE);
-        let memory = HostMemory::zeroed(engine_bytes(&SHAPE, &slot, ENGINE)).expect("memory");
-        let device = HostDevice::new(&HostSettings::default()).expect("a device");
-        device.register(memory.clone()).expect("registers");
-        let layout = engine_layout(SHAPE, slot, memory.base(), ENGINE).expect("fits");
-        let layout = Arc::new(layout);
-        let worker = Worker::new(
-            client.clone(),
-            Arc::new(device),
-            namespace.clone(),
-            GROUP,
-            layout.clone(),
-            WorkerSettings::default(),
-        );
         Self {
-            worker: worker.expect("fits the namespace"),
-            rank: Rank::new(layout, Arc::new(memory)),
+            engine: Engine::new(&client, &namespace, GROUP),
             node,
             client,
             namespace,
@@ -121,16 +155,7 @@ impl Rig {
 
     /// Saves the blocks of a prompt.
     pub(crate) async fn save(&self, prompt: u32, blocks: u32) -> Saved {
-        let keys = self.keys(prompt, blocks);
-        for (block, key) in (0..).zip(&keys) {
-            self.rank.fill(key, block, &mut vec![]);
-        }
-        let save = Save {
-            keys,
-            blocks: (0..blocks).collect(),
-            ..Save::default()
-        };
-        self.worker.save(save).await.expect("saves")
+        self.engine.save(self.keys(prompt, blocks)).await
     }
 
     /// Saves prompts `0..prompts`, and waits until the drive has them all.
@@ -170,13 +195,9 @@ impl Rig {
         let keys = self.keys(prompt, blocks);
         let found = self.look(&keys).await;
         let found = self.wait(found).await;
-        let engine = (0..blocks).collect();
-        let loaded = self.worker.load(found, keys.clone(), engine).await;
-        let states = loaded.expect("loads").states;
-        for ((block, key), state) in (0..).zip(&keys).zip(&states) {
-            if *state == LoadState::Loaded {
-                assert_eq!(self.rank.check(key, block, &mut vec![]), None, "{block}");
-            }
+        let states = self.engine.load(found.blocks, &keys).await;
+        if let Some(lease) = &found.lease {
+            self.client.release(lease).await.expect("releases");
         }
         states
     }

@@ -8,6 +8,7 @@ mod chaos;
 mod fetch;
 mod hybrid;
 mod machine;
+mod points;
 mod refusals;
 mod restart;
 pub(crate) mod rig;

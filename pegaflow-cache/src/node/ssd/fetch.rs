@@ -350,7 +350,7 @@ fn seal(state: &mut State, now: Now, tier: &Tier, job: &Job, sums: &[u64]) {
     }));
 }
 
-fn give_up(state: &mut State, now: Now, tier: &Tier, job: &Job, quiesced: bool) {
+pub(super) fn give_up(state: &mut State, now: Now, tier: &Tier, job: &Job, quiesced: bool) {
     let State { core, actions, .. } = state;
     let lease: LeaseId = job.lease;
     let dropped = core.drop_items(now, tier.session, lease, &[job.item], quiesced, actions);

@@ -12,6 +12,7 @@
 mod fetch;
 mod inbox;
 mod plan;
+mod points;
 mod share;
 mod spill;
 mod stats;
@@ -221,16 +222,19 @@ impl Tier {
         session == self.session
     }
 
-    /// A block was sealed by a client.
+    /// A block was sealed by a client. [`ring_writer`](Self::ring_writer) must follow.
     pub(super) fn sealed(&self, block: Candidate) {
         let counters = &self.counters;
         if !self.takes(block.bytes) {
             counters.spill_unfit.fetch_add(1, Relaxed);
-        } else if self.spill.lock().offer(block) {
-            self.writer.ring();
-        } else {
+        } else if !self.spill.lock().offer(block) {
             counters.spill_queue_full.fetch_add(1, Relaxed);
         }
+    }
+
+    /// Blocks may have been offered. Not under the node's lock, which the thread that writes needs first.
+    pub(super) fn ring_writer(&self) {
+        self.writer.ring();
     }
 
     /// Nobody looks at the ticket any more.
@@ -290,6 +294,10 @@ impl Tier {
 }
 
 impl Threads {
+    pub(super) fn tier(&self) -> &Tier {
+        &self.tier
+    }
+
     pub(super) fn start(shared: &Arc<Shared>, tier: &Arc<Tier>) -> Result<Self> {
         let mut threads = Self {
             tier: tier.clone(),

@@ -12,6 +12,7 @@ use pegaflow_meta::BlockKey;
 use pegaflow_ssd::{BlockStore, Key};
 
 use super::Tier;
+use super::stats::Counters;
 use crate::core::{Answer, FetchRequest, LookupRequest, Now, Presence, SessionId, TicketId};
 use crate::error::Result;
 use crate::node::state::State;
@@ -213,25 +214,34 @@ impl Tier {
         }
         let layout = state.namespaces.get(request.namespace.0 as usize)?;
         let group = usize::from(request.group.0);
-        let tokens = f64::from(layout.namespace.groups.get(group)?.block_tokens);
+        let tokens = layout.namespace.groups.get(group)?.block_tokens;
+        let block_bytes = layout.groups.get(group)?.shape.bytes();
+        let plan = plan(places, block_bytes, &self.limits(tokens));
+        self.count_skipped(plan.over_budget, plan.too_slow);
+        (plan.fetches > 0).then_some(plan)
+    }
+
+    /// What limits a plan whose steps are so many tokens long.
+    pub(in crate::node) fn limits(&self, step_tokens: u32) -> Limits {
         let ahead_bytes = self.fetches.lock().fetches.bytes();
         let speed = self.settings.prefill_tokens_per_s;
-        let limits = Limits {
+        Limits {
             ssd: *self.estimate.lock(),
             ahead_bytes,
             budget_bytes: self.fetch_bytes_max.saturating_sub(ahead_bytes),
-            block_bytes: layout.groups.get(group)?.shape.bytes(),
-            compute_us: (speed > 0).then(|| tokens * 1e6 / speed as f64),
-        };
-        let plan = plan(places, &limits);
-        let counters = &self.counters;
-        counters
-            .plan_over_budget
-            .fetch_add(plan.over_budget.into(), Relaxed);
-        counters
-            .plan_too_slow
-            .fetch_add(plan.too_slow.into(), Relaxed);
-        (plan.fetches > 0).then_some(plan)
+            compute_us: (speed > 0).then(|| f64::from(step_tokens) * 1e6 / speed as f64),
+        }
+    }
+
+    /// Counts blocks on SSD that a lookup does without.
+    pub(super) fn count_skipped(&self, over_budget: u32, too_slow: u32) {
+        let Counters {
+            plan_over_budget,
+            plan_too_slow,
+            ..
+        } = &self.counters;
+        plan_over_budget.fetch_add(over_budget.into(), Relaxed);
+        plan_too_slow.fetch_add(too_slow.into(), Relaxed);
     }
 
     /// Reserves places and queues their fetch, in the turn of `ticket`; `fresh` if that has had nothing
@@ -283,24 +293,35 @@ fn queue(
     ticket: TicketId,
     fresh: bool,
 ) {
-    let layout = state.group(wanted.namespace, wanted.group);
-    let (Some(lease), Some(layout)) = (state.reserve.lease, layout) else {
-        return;
-    };
-    for ((item, answer), key) in (0..).zip(&state.reserve.answers).zip(wanted.keys) {
-        if let Answer::Place { place, .. } = *answer {
-            let job = Job {
-                key: *key,
-                namespace: wanted.namespace,
-                group: wanted.group,
-                tag: state.tag(wanted.namespace),
-                place,
-                lease,
-                item,
-                bytes: layout.shape.bytes(),
-                checksums: layout.checksums(),
-            };
-            fetches.begin(job, ticket, fresh);
-        }
+    for job in jobs(state, wanted) {
+        fetches.begin(job, ticket, fresh);
     }
+}
+
+/// What is to be read into the places that were just given.
+pub(super) fn jobs(state: &State, wanted: &FetchRequest<'_>) -> impl Iterator<Item = Job> {
+    let FetchRequest {
+        namespace,
+        group,
+        keys,
+        ..
+    } = *wanted;
+    let held = state.reserve.lease.zip(state.group(namespace, group));
+    let answers = (0..).zip(&state.reserve.answers).zip(keys);
+    answers.filter_map(move |((item, answer), key)| {
+        let (Answer::Place { place, .. }, Some((lease, layout))) = (*answer, held) else {
+            return None;
+        };
+        Some(Job {
+            key: *key,
+            namespace,
+            group,
+            tag: state.tag(namespace),
+            place,
+            lease,
+            item,
+            bytes: layout.shape.bytes(),
+            checksums: layout.checksums(),
+        })
+    })
 }
