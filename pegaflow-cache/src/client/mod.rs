@@ -8,6 +8,7 @@
 //! reservations, tickets) ends with it: then calls fail with [`Error::Stale`].
 
 mod gate;
+mod hint;
 pub mod pools;
 pub(crate) mod remote;
 mod session;
@@ -23,6 +24,7 @@ use pegaflow_meta::BlockKey;
 use tokio::sync::watch;
 
 pub use gate::{CopyGuard, Gate};
+pub use hint::{Hint, HintBlocks, Hinted};
 pub use pools::{PoolView, Pools};
 pub use remote::Status;
 pub use session::Session;
@@ -319,6 +321,30 @@ impl Client {
             generation: block.generation,
         };
         Ok(session.call(request).await?.dropped)
+    }
+
+    /// Tells the node what is known of blocks to come or to go. What it does is best effort: see
+    /// [`Hinted`].
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]; whatever the node refuses.
+    pub async fn hint(&self, about: &HintBlocks<'_>, hint: Hint) -> Result<Hinted> {
+        let session = self.session()?;
+        let request = pb::HintRequest {
+            session: session.id().0,
+            namespace: session.namespace(about.namespace.index)?,
+            group: about.group.0.into(),
+            keys: key_bytes(about.keys),
+            hint: Some(hint.to_wire()),
+        };
+        let reply = session.call(request).await?;
+        Ok(Hinted {
+            lease: lease_of(&session, reply.lease),
+            done: reply.done,
+            coming: reply.coming,
+            absent: reply.absent,
+            refused: reply.refused,
+        })
     }
 
     /// Counters and sizes of the node.

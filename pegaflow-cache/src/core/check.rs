@@ -199,6 +199,14 @@ impl Core {
                 .map(|(idx, _)| idx)
                 .collect();
             tenant.policy.check(&self.blocks, &tracked);
+            tenant.demoted.check(&self.blocks, &tracked);
+            let of_tenant = |class: super::ClassIdx| {
+                let class = self.namespaces.class(class);
+                self.tenants.get(class.tenant).name == tenant.name
+            };
+            let pins = self.leases.iter().filter(|lease| of_tenant(lease.class));
+            let pinned: u64 = pins.map(|lease| lease.pinned_bytes).sum();
+            assert_eq!(tenant.pinned_bytes, pinned, "pinned by {}", tenant.name);
         }
     }
 }

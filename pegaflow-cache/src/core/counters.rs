@@ -94,6 +94,8 @@ pub struct Stats {
     pub waiters: u64,
     /// Block moves in flight.
     pub moves: u64,
+    /// Bytes of places that hints keep pinned; those of several pins count as often.
+    pub pinned_bytes: u64,
     /// Bytes of memory that the core's tables take, without the allocator's overhead.
     pub metadata_bytes: u64,
 }

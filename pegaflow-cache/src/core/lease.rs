@@ -37,6 +37,8 @@ pub(crate) struct Lease {
     pub(crate) item_bytes: u64,
     /// Reading: the ticket that will add blocks, in the table of waits.
     pub(crate) wait: Option<u32>,
+    /// Reading for a hint: bytes booked as pinned on the tenant.
+    pub(crate) pinned_bytes: u64,
     /// Reading: which prefix of a hybrid model its blocks make, where they come by and by.
     pub(crate) reach: Option<Box<Reach>>,
     number: u32,
@@ -89,6 +91,7 @@ impl Leases {
                 open: 0,
                 item_bytes: 0,
                 wait: None,
+                pinned_bytes: 0,
                 reach: None,
                 number: 0,
                 used: false,
@@ -151,7 +154,7 @@ impl Leases {
             buffer.clear();
             buffer.shrink_to(KEEP_MAX);
             lease.blocks = buffer;
-            (lease.used, lease.reach) = (false, None);
+            (lease.used, lease.reach, lease.pinned_bytes) = (false, None, 0);
             self.free.push(id.0 as u32);
         }
     }

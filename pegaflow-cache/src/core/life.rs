@@ -25,10 +25,9 @@ impl Core {
         debug_assert!(removed, "blocks in these states are in the index");
         if block.state == State::Sealed {
             let tenant = self.namespaces.class(block.class).tenant;
-            self.tenants
-                .get_mut(tenant)
-                .policy
-                .remove(&mut self.blocks, idx);
+            let tenant = self.tenants.get_mut(tenant);
+            tenant.demoted.forget(&[idx]);
+            tenant.policy.remove(&mut self.blocks, idx);
             self.sealed -= 1;
         }
         self.blocks.get_mut(idx).state = match block.state {
@@ -46,10 +45,9 @@ impl Core {
         let block = self.blocks.get(idx);
         if block.is_evictable() {
             let tenant = self.namespaces.class(block.class).tenant;
-            self.tenants
-                .get_mut(tenant)
-                .policy
-                .ripe(&mut self.blocks, idx, lost);
+            let tenant = self.tenants.get_mut(tenant);
+            tenant.demoted.ripe(idx);
+            tenant.policy.ripe(&mut self.blocks, idx, lost);
         }
     }
 
@@ -112,7 +110,7 @@ impl Core {
         actions: &mut Vec<Action>,
     ) -> bool {
         let tenant = self.namespaces.class(class).tenant;
-        let victim = self.tenants.get_mut(tenant).policy.victim(&mut self.blocks);
+        let victim = self.tenants.get_mut(tenant).victim(&mut self.blocks);
         let Some(victim) = victim else {
             return false;
         };

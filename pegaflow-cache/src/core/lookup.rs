@@ -81,6 +81,32 @@ impl Core {
         request: &LookupRequest<'_>,
         reply: &mut LookupReply,
     ) -> Result<(), Error> {
+        self.answer(now, session, request, true, reply)
+    }
+
+    /// As [`lookup`](Self::lookup), for blocks that nobody reads yet: it counts as no use of them, and in no
+    /// counter.
+    ///
+    /// # Errors
+    /// As [`lookup`](Self::lookup).
+    pub fn look_ahead(
+        &mut self,
+        now: Now,
+        session: SessionId,
+        request: &LookupRequest<'_>,
+        reply: &mut LookupReply,
+    ) -> Result<(), Error> {
+        self.answer(now, session, request, false, reply)
+    }
+
+    fn answer(
+        &mut self,
+        now: Now,
+        session: SessionId,
+        request: &LookupRequest<'_>,
+        counts: bool,
+        reply: &mut LookupReply,
+    ) -> Result<(), Error> {
         let class = self.namespaces.class_of(request.namespace, request.group)?;
         within(
             "request_keys_max",
@@ -96,7 +122,7 @@ impl Core {
             LookupMode::Prefix => self.scan_prefix(class, request.keys, &mut found, reply),
             LookupMode::Set => self.scan_set(class, request.keys, &mut found, reply),
         }
-        if request.lease_ttl_ms.is_some() {
+        if counts && request.lease_ttl_ms.is_some() {
             let missing = match request.mode {
                 LookupMode::Prefix => &request.keys[found.len()..],
                 LookupMode::Set => &[],
@@ -114,7 +140,9 @@ impl Core {
                 self.follow(class, lease, ticket, rest, rest.len());
             }
         }
-        self.count_lookup(class, request.keys.len(), reply);
+        if counts {
+            self.count_lookup(class, request.keys.len(), reply);
+        }
         found.clear();
         self.scratch.found = found;
         Ok(())
@@ -206,6 +234,10 @@ impl Core {
 
     pub(super) fn end_read(&mut self, lease: LeaseId, actions: &mut Vec<Action>) {
         self.unfollow(lease, actions);
+        let pinned = self.leases.get(lease).filter(|held| held.pinned_bytes > 0);
+        if let Some((class, bytes)) = pinned.map(|held| (held.class, held.pinned_bytes)) {
+            self.tenant_of(class).pinned_bytes -= bytes;
+        }
         let blocks = self.leases.take_blocks(lease);
         for idx in &blocks {
             self.unpin(*idx, actions);
@@ -310,6 +342,18 @@ impl Core {
     ) -> LeaseId {
         let ttl_ms = ttl_ms.min(self.settings.read_lease_ttl_max_ms);
         let deadline = Now(now.0.saturating_add(ttl_ms));
+        self.grant_until(now, session, class, deadline, found)
+    }
+
+    /// The same until a time.
+    pub(super) fn grant_until(
+        &mut self,
+        now: Now,
+        session: SessionId,
+        class: ClassIdx,
+        deadline: Now,
+        found: &[BlockIdx],
+    ) -> LeaseId {
         let id = self.leases.insert(session, Kind::Read, class, deadline);
         let touched_s = seconds(now);
         for idx in found {
@@ -340,10 +384,9 @@ impl Core {
             found,
             missing,
         };
-        self.tenants
-            .get_mut(tenant)
-            .policy
-            .request(&mut self.blocks, &request);
+        let tenant = self.tenants.get_mut(tenant);
+        tenant.demoted.forget(found);
+        tenant.policy.request(&mut self.blocks, &request);
     }
 
     fn count_lookup(&mut self, class: ClassIdx, keys: usize, reply: &LookupReply) {

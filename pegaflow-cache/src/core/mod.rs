@@ -20,9 +20,11 @@ pub(crate) mod block;
 mod check;
 mod claim;
 mod counters;
+mod demoted;
 mod error;
 mod evict;
 mod fetch;
+mod hint;
 mod hybrid;
 mod index;
 mod lease;
@@ -56,6 +58,7 @@ pub use error::Error;
 #[cfg(feature = "replay")]
 pub use evict::PolicyHarness;
 pub use fetch::{FetchRequest, Presence};
+pub use hint::{HintRequest, Hinted};
 pub use hybrid::{GroupKeys, HybridReply, HybridRequest};
 pub use lookup::{BlockRef, LookupMode, LookupReply, LookupRequest};
 pub use namespace::{GroupShape, NamespaceSpec};
@@ -252,6 +255,7 @@ impl Core {
             namespaces: self.namespaces.len() as u64,
             waiters: self.waits.len() as u64,
             moves: self.moves.len() as u64,
+            pinned_bytes: self.tenants.iter().map(|tenant| tenant.pinned_bytes).sum(),
             metadata_bytes: self.metadata_bytes(),
         }
     }

@@ -173,7 +173,7 @@ impl Core {
         Ok(known)
     }
 
-    fn check_distinct(&mut self, keys: &[BlockKey]) -> Result<(), Error> {
+    pub(super) fn check_distinct(&mut self, keys: &[BlockKey]) -> Result<(), Error> {
         let size = (keys.len() * 2).next_power_of_two();
         let seen = &mut self.scratch.positions;
         seen.clear();
@@ -240,10 +240,9 @@ impl Core {
             }
         }
         let tenant = self.namespaces.class(fixed.class).tenant;
-        self.tenants
-            .get_mut(tenant)
-            .policy
-            .refresh(&mut self.blocks, &sealed);
+        let tenant = self.tenants.get_mut(tenant);
+        tenant.demoted.forget(&sealed);
+        tenant.policy.refresh(&mut self.blocks, &sealed);
         sealed.clear();
         self.scratch.blocks = sealed;
     }

@@ -38,6 +38,11 @@ settings! {
         pub moves_max: u32 = 64,
         /// Longest life of a read lease, and its life where the client names none, in milliseconds.
         pub read_lease_ttl_max_ms: u64 = 60_000,
+        /// Most bytes that hints may pin for one tenant, and never more than a quarter of the pools for all
+        /// of them, or of its quota for one. 0: no pins.
+        pub pin_bytes_max: u64 = 8 << 30,
+        /// Longest life of a pin, in milliseconds.
+        pub pin_ttl_max_ms: u64 = 600_000,
         /// Life of a write lease in milliseconds; after it the blocks leave the index, and their
         /// places come back once the writer has said that it is quiet, or its process is gone.
         pub write_lease_ttl_ms: u64 = 60_000,
@@ -97,6 +102,7 @@ impl CoreSettings {
             ("tenants_max", u64::from(self.tenants_max)),
             ("block_slots_max", u64::from(self.block_slots_max)),
             ("read_lease_ttl_max_ms", self.read_lease_ttl_max_ms),
+            ("pin_ttl_max_ms", self.pin_ttl_max_ms),
             ("write_lease_ttl_ms", self.write_lease_ttl_ms),
             ("partial_block_ttl_ms", self.partial_block_ttl_ms),
         ];

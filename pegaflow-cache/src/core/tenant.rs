@@ -6,6 +6,7 @@
 
 use super::block::{BlockIdx, Blocks};
 use super::counters::Counters;
+use super::demoted::Demoted;
 use super::error::{Error, within};
 use super::evict::{self, Eviction};
 use super::settings::{CoreSettings, TenantSettings};
@@ -20,10 +21,20 @@ pub(crate) struct Tenant {
     /// Bytes of places its blocks take, in whatever state.
     pub(crate) used_bytes: u64,
     pub(crate) policy: Box<dyn Eviction>,
+    /// What leaves before the policy's choice.
+    pub(crate) demoted: Demoted,
+    /// Bytes of places that hints keep pinned.
+    pub(crate) pinned_bytes: u64,
     pub(crate) counters: Counters,
 }
 
 impl Tenant {
+    /// The block that should leave next.
+    pub(crate) fn victim(&mut self, blocks: &mut Blocks) -> Option<BlockIdx> {
+        let demoted = self.demoted.victim(blocks);
+        demoted.or_else(|| self.policy.victim(blocks))
+    }
+
     /// Bytes per unit of weight: who has most gives way first.
     fn pressure(&self) -> u64 {
         self.used_bytes / u64::from(self.limits.weight)
@@ -66,6 +77,8 @@ impl Tenants {
             limits: settings.tenants.get(name).cloned().unwrap_or_default(),
             used_bytes: 0,
             policy: evict::make(settings.eviction, index.0),
+            demoted: Demoted::default(),
+            pinned_bytes: 0,
             counters: Counters::default(),
         });
         self.by_name.insert(name.to_owned(), index);
@@ -91,7 +104,7 @@ impl Tenants {
         for tenant in &mut self.table {
             let pressure = tenant.pressure();
             if best.is_none_or(|(most, _)| pressure > most)
-                && let Some(victim) = tenant.policy.victim(blocks)
+                && let Some(victim) = tenant.victim(blocks)
             {
                 best = Some((pressure, victim));
             }

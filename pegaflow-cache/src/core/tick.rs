@@ -24,8 +24,10 @@ impl Core {
             };
             let (session, class) = (lease.session, lease.class);
             if lease.kind == Kind::Read {
+                // Pins are meant to end so.
+                let is_pin = lease.pinned_bytes > 0;
                 self.end_read(id, actions);
-                self.tenant_of(class).counters.expired_read_leases += 1;
+                self.tenant_of(class).counters.expired_read_leases += u64::from(!is_pin);
                 continue;
             }
             self.quarantine(now, id, actions);

@@ -251,8 +251,9 @@ impl Core {
         }
         if let Some((class, _)) = wait.keys.first() {
             let tenant = self.namespaces.class(*class).tenant;
-            let policy = &mut self.tenants.get_mut(tenant).policy;
-            policy.refresh(&mut self.blocks, ready);
+            let tenant = self.tenants.get_mut(tenant);
+            tenant.demoted.forget(ready);
+            tenant.policy.refresh(&mut self.blocks, ready);
         }
         let Some(lease) = self.leases.get_mut(wait.lease) else {
             return 0;

@@ -20,6 +20,7 @@ pub fn publish_stats(stats: &Stats) {
     set(table::NAMESPACES, stats.namespaces);
     set(table::WAITERS, stats.waiters);
     set(table::MOVES, stats.moves);
+    set(table::PINNED_BYTES, stats.pinned_bytes);
     set(table::METADATA_BYTES, stats.metadata_bytes);
     let blocks = |state, value: u64| table::BLOCKS.gauge(&[state]).set(value as f64);
     blocks("sealed", stats.sealed_blocks);

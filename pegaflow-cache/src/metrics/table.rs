@@ -23,6 +23,7 @@ pub const CALLS: &[&str] = &[
     "quiesced",
     "stats",
     "claim_hybrid",
+    "hint",
 ];
 /// What a caller must do about a failure: the words of [`pegaflow_mem::ErrorKind`].
 pub const KINDS: &[&str] = &[
@@ -113,6 +114,14 @@ table! {
     Counter EXPIRED_LEASES = "pegaflow_expired_leases_total" [
         kind: Values::Of(&["read", "write"])
     ];
+    /// Blocks that hints named and what became of them: done, or for a prefetch in the pool already; on
+    /// their way; not there; over the budget of pins, or shared by another branch.
+    Counter HINT_BLOCKS = "pegaflow_hint_blocks_total" [
+        hint: Values::Of(&["pin", "demote", "prefetch", "release_branch"]),
+        outcome: Values::Of(&["done", "coming", "absent", "refused"])
+    ];
+    /// Room of blocks that hints keep pinned.
+    Gauge PINNED_BYTES = "pegaflow_pinned_bytes";
     /// Room for blocks in all pools.
     Gauge POOL_CAPACITY_BYTES = "pegaflow_pool_capacity_bytes";
     /// Room taken by blocks, whatever their state.

@@ -19,6 +19,7 @@ use crate::core::{
 };
 use crate::error::{Error, Result};
 use crate::rpc::proto as pb;
+use crate::tier::fetch::Purpose;
 use crate::tier::share::Usage as SsdUsage;
 
 /// What to look for.
@@ -127,7 +128,7 @@ impl Node {
                 state.drop_ticket(ticket);
                 return Err(error.into());
             }
-            let fetching = state.fetch_rest(now, session, &request);
+            let fetching = state.fetch_rest(now, session, &request, Purpose::Lookup);
             let LookupReply { lease, pending, .. } = state.lookup;
             let (lease, ready) = (lease.filter(|_| pending > 0), state.lookup.blocks.len());
             let ticket = state.keep_ticket(ticket, lease, ready as u64);
@@ -418,11 +419,17 @@ fn same_stages(known: &NamespaceLayout, new: &NamespaceLayout) -> Result<()> {
 impl State {
     /// Begins to fetch what a lookup that was just made lacks and SSD has; how many of the blocks it waits for
     /// come from there.
-    fn fetch_rest(&mut self, now: Now, session: SessionId, request: &LookupRequest<'_>) -> u32 {
+    pub(super) fn fetch_rest(
+        &mut self,
+        now: Now,
+        session: SessionId,
+        request: &LookupRequest<'_>,
+        purpose: Purpose,
+    ) -> u32 {
         let Some(tier) = self.tier.clone().filter(|_| request.ticket.is_some()) else {
             return 0;
         };
-        tier.extend(self, now, session, request)
+        tier.extend(self, now, session, request, purpose)
             .unwrap_or_else(|error| {
                 // The lookup stands without what is on SSD.
                 tracing::debug!(%error, session = session.0, "a lookup goes without SSD");

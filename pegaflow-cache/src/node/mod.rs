@@ -8,6 +8,7 @@
 
 mod calls;
 mod files;
+mod hint;
 mod hybrid;
 mod janitor;
 mod layout;
@@ -32,6 +33,7 @@ use pegaflow_ssd::SsdStore;
 use tokio::sync::mpsc;
 
 pub use calls::{LookupCall, Refs, ReserveCall};
+pub use hint::Hint;
 pub use hybrid::{HybridCall, HybridRefs};
 pub use layout::{GroupLayout, NamespaceLayout};
 pub use settings::{NodeSettings, POOL_BYTES_MIN, POOLS_MAX, PoolFiles, TICK_MS_MAX, TICKETS_MAX};
@@ -446,6 +448,8 @@ fn new_state(settings: &NodeSettings, files: &[files::Files], epoch: Instant) ->
         lookup: Default::default(),
         hybrid: Default::default(),
         reserve: Default::default(),
+        prefetches: HashMap::new(),
+        prefetches_over: vec![],
         tier: None,
         traces: trace::Traces::new(settings.trace.clone()),
         epoch,

@@ -88,6 +88,9 @@ pub(super) struct State {
     pub(super) lookup: LookupReply,
     pub(super) hybrid: HybridReply,
     pub(super) reserve: ReserveReply,
+    /// Fetches that nobody waits for, and those that are over.
+    pub(super) prefetches: HashMap<TicketId, (SessionId, LeaseId)>,
+    pub(super) prefetches_over: Vec<(SessionId, LeaseId)>,
     /// The SSD tier, if there is one.
     pub(super) tier: Option<Arc<Tier>>,
     pub(super) traces: Traces,
@@ -105,6 +108,7 @@ impl State {
             self.apply_one(action, sums);
         }
         self.actions = actions;
+        self.end_prefetches();
     }
 
     fn apply_one(&mut self, action: Action, sums: Option<Sums<'_>>) {
@@ -180,9 +184,13 @@ impl State {
                 if done {
                     self.wait_over(ticket);
                     self.trace_ready(ticket, ready);
+                    self.note_prefetch_over(ticket);
                 }
             }
-            Action::WaitOver { ticket } => self.wait_over(ticket),
+            Action::WaitOver { ticket } => {
+                self.wait_over(ticket);
+                self.note_prefetch_over(ticket);
+            }
             Action::WriteExpired { session, lease } => self.write_expired(session, lease),
         }
     }

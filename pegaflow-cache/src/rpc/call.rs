@@ -13,10 +13,13 @@ use prost::Message;
 use super::frame::Op;
 use super::proto as pb;
 use crate::core::{
-    Answer, BlockRef, GroupKeys, LeaseId, LookupMode, NamespaceIndex, Place, SessionId, TicketId,
+    Answer, BlockRef, GroupKeys, HintRequest, LeaseId, LookupMode, NamespaceIndex, Place,
+    SessionId, TicketId,
 };
 use crate::error::{Error, Result};
-use crate::node::{HybridCall, HybridRefs, LookupCall, NamespaceLayout, Node, Refs, ReserveCall};
+use crate::node::{
+    Hint, HybridCall, HybridRefs, LookupCall, NamespaceLayout, Node, Refs, ReserveCall,
+};
 
 /// A request that any transport may bring.
 pub(crate) trait Call: Message + Default + Send + 'static {
@@ -140,6 +143,7 @@ calls! {
     ReleaseRequest => ReleaseReply, Release, release;
     ReportCorruptRequest => ReportCorruptReply, ReportCorrupt, report_corrupt;
     QuiescedRequest => QuiescedReply, Quiesced, quiesced;
+    HintRequest => HintReply, Hint, hint;
     StatsRequest => StatsReply, Stats, |_, node, _| Ok(node.stats());
 }
 
@@ -375,6 +379,32 @@ fn quiesced(
 ) -> Result<pb::QuiescedReply> {
     node.quiesced(session, SessionId(request.ended_session))?;
     Ok(pb::QuiescedReply {})
+}
+
+fn hint(request: pb::HintRequest, node: &Node, session: SessionId) -> Result<pb::HintReply> {
+    use pb::hint_request::Hint as Wire;
+    let hint = match request.hint {
+        Some(Wire::Pin(pin)) => Hint::Pin {
+            ttl_ms: ttl(true, pin.ttl_ms).unwrap_or(u64::MAX),
+        },
+        Some(Wire::Demote(_)) => Hint::Demote,
+        Some(Wire::Prefetch(_)) => Hint::Prefetch,
+        Some(Wire::ReleaseBranch(_)) => Hint::ReleaseBranch,
+        None => return Err(Error::protocol("a hint of no kind that this server knows")),
+    };
+    let about = HintRequest {
+        namespace: NamespaceIndex(request.namespace),
+        group: group(request.group)?,
+        keys: &keys(&request.keys)?,
+    };
+    let hinted = node.hint(session, &about, hint)?;
+    Ok(pb::HintReply {
+        lease: hinted.lease.map_or(0, |lease| lease.0),
+        done: hinted.done,
+        coming: hinted.coming,
+        absent: hinted.absent,
+        refused: hinted.refused,
+    })
 }
 
 #[cfg(test)]

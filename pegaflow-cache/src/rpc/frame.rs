@@ -53,10 +53,12 @@ pub enum Op {
     Attach = 14,
     /// `ClaimHybridRequest`.
     ClaimHybrid = 15,
+    /// `HintRequest`.
+    Hint = 16,
 }
 
 impl Op {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Hello,
         Self::RegisterNamespace,
         Self::Lookup,
@@ -72,6 +74,7 @@ impl Op {
         Self::Event,
         Self::Attach,
         Self::ClaimHybrid,
+        Self::Hint,
     ];
 
     /// Which call it is, counted in the order of their numbers; none for what is no call.

@@ -182,6 +182,7 @@ served! {
     release: ReleaseRequest -> ReleaseReply;
     report_corrupt: ReportCorruptRequest -> ReportCorruptReply;
     quiesced: QuiescedRequest -> QuiescedReply;
+    hint: HintRequest -> HintReply;
     stats: StatsRequest -> StatsReply;
 }
 

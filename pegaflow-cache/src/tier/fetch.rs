@@ -21,6 +21,15 @@ use crate::core::{LeaseId, NamespaceIndex, Place, TicketId};
 /// already made, so that it is not idle.
 pub const STEP: usize = 64;
 
+/// What a fetch is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Somebody waits for it.
+    Lookup,
+    /// Somebody will: computing is no alternative yet, and others go first.
+    Prefetch,
+}
+
 /// Names one fetch. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FetchId(pub u64);

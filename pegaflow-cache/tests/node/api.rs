@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use pegaflow_cache::client::{Client, ClientSettings, HybridLookup, Lookup, TicketState};
+use pegaflow_cache::client::{
+    Client, ClientSettings, Hint, HintBlocks, Hinted, HybridLookup, Lookup, TicketState,
+};
 use pegaflow_cache::core::{Answer, GroupKeys, LookupMode};
 use pegaflow_cache::{Error, ErrorKind};
 use pegaflow_mem::Slot;
@@ -46,6 +48,7 @@ both_ways! {
     a_ticket_tells_when_blocks_are_ready;
     a_set_answers_for_each_key;
     a_hybrid_ticket_counts_tokens;
+    hints_say_what_they_did;
     a_full_pool_refuses_and_goes_on;
     what_cannot_be_is_refused_with_a_reason;
     a_corrupt_block_is_dropped;
@@ -267,6 +270,49 @@ async fn a_hybrid_ticket_counts_tokens(client: Client) {
     }
     let done = ticket.wait(Duration::from_secs(5)).await;
     assert_eq!(done, TicketState::Done { ready: 64 });
+}
+
+async fn hints_say_what_they_did(client: Client) {
+    let namespace = client.register_namespace(layout(1, SHAPE, &[])).await;
+    let namespace = namespace.expect("registers");
+    let keys = keys(&namespace, 0..10);
+    save(&client, &namespace, &keys[..8]).await;
+    let hint = async |hint: Hint| {
+        let about = HintBlocks {
+            namespace: &namespace,
+            group: GROUP,
+            keys: &keys,
+        };
+        client.hint(&about, hint).await.expect("is done")
+    };
+    let outcome = |hinted: &Hinted| [hinted.done, hinted.coming, hinted.absent, hinted.refused];
+    let ttl = Duration::from_secs(60);
+    let pinned = hint(Hint::Pin { ttl }).await;
+    assert_eq!(outcome(&pinned), [8, 0, 2, 0]);
+    let prefetched = hint(Hint::Prefetch).await;
+    assert_eq!(
+        outcome(&prefetched),
+        [8, 0, 2, 0],
+        "there is no drive to fetch from"
+    );
+    assert_eq!(
+        client.stats().await.expect("counts").leases,
+        1,
+        "that of the pin"
+    );
+    assert_eq!(outcome(&hint(Hint::Demote).await), [8, 0, 2, 0]);
+    assert_eq!(outcome(&hint(Hint::ReleaseBranch).await), [8, 0, 2, 0]);
+    assert_eq!(
+        ready(&client, &namespace, &keys).await,
+        8,
+        "they are pinned"
+    );
+    let lease = pinned.lease.expect("something is pinned");
+    client.release(&lease).await.expect("held");
+    assert_eq!(outcome(&hint(Hint::ReleaseBranch).await), [8, 0, 2, 0]);
+    assert_eq!(ready(&client, &namespace, &keys).await, 0);
+    let stats = client.stats().await.expect("counts");
+    assert_eq!((stats.blocks, stats.leases, stats.tickets), (0, 0, 0));
 }
 
 async fn a_full_pool_refuses_and_goes_on(client: Client) {

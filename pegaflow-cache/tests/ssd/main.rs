@@ -4,6 +4,7 @@
 
 mod faults;
 mod flow;
+mod hints;
 mod hybrid;
 mod rig;
 mod tenants;

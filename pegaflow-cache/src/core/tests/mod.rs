@@ -6,6 +6,7 @@ mod ahead;
 mod basics;
 mod chaos;
 mod fetch;
+mod hint;
 mod hybrid;
 mod machine;
 mod points;

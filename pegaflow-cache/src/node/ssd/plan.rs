@@ -16,7 +16,7 @@ use super::stats::Counters;
 use crate::core::{Answer, FetchRequest, LookupRequest, Now, Presence, SessionId, TicketId};
 use crate::error::Result;
 use crate::node::state::State;
-use crate::tier::fetch::{Fetches, Job, Promise, Step};
+use crate::tier::fetch::{Fetches, Job, Promise, Purpose, Step};
 use crate::tier::plan::{Limits, Place, Plan, plan};
 use crate::tier::share::Tag;
 
@@ -34,6 +34,7 @@ impl Tier {
         now: Now,
         session: SessionId,
         request: &LookupRequest<'_>,
+        purpose: Purpose,
     ) -> Result<u32> {
         let Some(ticket) = request.ticket else {
             return Ok(0);
@@ -49,10 +50,10 @@ impl Tier {
             return Ok(fetching);
         }
         let places = self.locate(state, request, known)?;
-        let Some(plan) = self.plan(state, request, &places) else {
+        let Some(plan) = self.plan(state, request, &places, purpose) else {
             return Ok(fetching);
         };
-        let more = self.follow(state, now, session, request, &plan);
+        let more = self.follow(state, now, session, request, &plan, purpose);
         if more.is_err() {
             self.wait_over(ticket);
         }
@@ -67,6 +68,7 @@ impl Tier {
         session: SessionId,
         request: &LookupRequest<'_>,
         plan: &Plan,
+        purpose: Purpose,
     ) -> Result<u32> {
         let known = state.lookup.blocks.len() + state.lookup.pending as usize;
         let keys = &request.keys[known..][..plan.blocks as usize];
@@ -75,13 +77,14 @@ impl Tier {
             true => keys.len().min(FIRST),
             false => keys.len(),
         };
+        let fresh = purpose == Purpose::Lookup;
         let wanted = FetchRequest {
             namespace: request.namespace,
             group: request.group,
             parent: known.checked_sub(1).map(|at| request.keys[at]),
             keys: &keys[..at_once],
         };
-        let (room, fetching) = self.begin(state, now, &wanted, request.ticket, true)?;
+        let (room, fetching) = self.begin(state, now, &wanted, request.ticket, fresh)?;
         let later = match room == at_once {
             true => &keys[at_once..],
             false => &[],
@@ -208,7 +211,13 @@ impl Tier {
     }
 
     /// What to fetch; none if it is nothing.
-    fn plan(&self, state: &State, request: &LookupRequest<'_>, places: &[Place]) -> Option<Plan> {
+    fn plan(
+        &self,
+        state: &State,
+        request: &LookupRequest<'_>,
+        places: &[Place],
+        purpose: Purpose,
+    ) -> Option<Plan> {
         if !places.contains(&Place::Ssd) {
             return None;
         }
@@ -216,7 +225,9 @@ impl Tier {
         let group = usize::from(request.group.0);
         let tokens = layout.namespace.groups.get(group)?.block_tokens;
         let block_bytes = layout.groups.get(group)?.shape.bytes();
-        let plan = plan(places, block_bytes, &self.limits(tokens));
+        let mut limits = self.limits(tokens);
+        limits.compute_us = limits.compute_us.filter(|_| purpose == Purpose::Lookup);
+        let plan = plan(places, block_bytes, &limits);
         self.count_skipped(plan.over_budget, plan.too_slow);
         (plan.fetches > 0).then_some(plan)
     }
